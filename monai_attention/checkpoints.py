@@ -1,0 +1,261 @@
+"""Strict, hashed, weights-only loading of checkpoints, and conversion from other libraries' key layouts."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import pickle
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from monai_attention.errors import Refusal
+
+logger = logging.getLogger(__name__)
+
+StateDict = dict[str, Tensor]
+
+# A checkpoint may hold the weights directly or, as trainers write it, one level down under one of these keys.
+_WRAPPERS = ("state_dict", "model", "network")
+_AGAIN = "fetch the file again and compare its sha256 with the publisher's"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What loading a checkpoint did.
+
+    Args:
+        sha256: hash of the file.
+        layout: layout the keys were converted from, or None if they fitted as they were.
+        dropped: keys of the file that the layout carries but never uses.
+        cast: dtypes in the file that were cast to the network's, for example ("float16",).
+    """
+
+    sha256: str
+    layout: str | None = None
+    dropped: tuple[str, ...] = ()
+    cast: tuple[str, ...] = ()
+
+
+def read_state_dict(path: str | Path, *, sha256: str | None = None, size: int | None = None) -> StateDict:
+    """The tensors of a checkpoint, by name; nothing in the file is executed.
+
+    Args:
+        path: a file written by `torch.save`: a state dict, or a dict that holds one as `state_dict`, `model` or
+            `network`. A `module.` before every name (left by data-parallel training) is taken off.
+        sha256: expected hash; compared before the file is unpickled.
+        size: expected size in bytes, to tell a truncated file from a changed one.
+
+    Raises:
+        Refusal: `E-WEIGHTS-MISSING`, `E-WEIGHTS-CORRUPT` (truncated, changed or unreadable), `E-WEIGHTS-PICKLE` (the
+            file asks for code to be run), `E-WEIGHTS-FORMAT` (it holds something else than tensors).
+    """
+    return _read(Path(path), sha256, size)[0]
+
+
+def load_weights(
+    network: nn.Module,
+    path: str | Path,
+    *,
+    layout: str | None = None,
+    sha256: str | None = None,
+    size: int | None = None,
+) -> Report:
+    """Load every tensor of a checkpoint into the network, or none.
+
+    Args:
+        network: receives the weights, cast to its own dtypes.
+        path: see `read_state_dict`.
+        layout: one of `LAYOUTS`; None: keys that fit are taken as they are, others are recognised if possible.
+        sha256: see `read_state_dict`.
+        size: see `read_state_dict`.
+
+    Raises:
+        Refusal: `E-WEIGHTS-MISMATCH`, naming missing, unexpected and misshapen keys; and those of `read_state_dict`.
+    """
+    state, digest = _read(Path(path), sha256, size)
+    layout, dropped = layout or _layout_for(state, network), ()
+    if layout is not None:
+        state, dropped = convert(state, layout, network)
+        logger.info("converted from %s; %d unused keys dropped", layout, len(dropped))
+    if problem := _mismatch(state, network.state_dict()):
+        remedy = "the bundle's network_def and its weights do not belong together"
+        raise Refusal("E-WEIGHTS-MISMATCH", problem, path=path, remedy=remedy)
+    own = network.state_dict()
+    cast = {str(t.dtype).removeprefix("torch.") for key, t in state.items() if t.dtype != own[key].dtype}
+    network.load_state_dict(state, strict=True)  # copies into the network's own tensors, so their dtype stays
+    return Report(sha256=digest, layout=layout, dropped=dropped, cast=tuple(sorted(cast)))
+
+
+def convert(state: Mapping[str, Tensor], layout: str, network: nn.Module) -> tuple[StateDict, tuple[str, ...]]:
+    """Rename and reshape a foreign state dict for one of our networks.
+
+    Args:
+        state: tensors by their names in the foreign layout.
+        layout: one of `LAYOUTS`.
+        network: the target; tells what the file cannot (the grid of a position table, the shape of a patch).
+
+    Returns:
+        The new state dict, and the keys left out because the foreign network never uses them.
+    """
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout must be one of {tuple(LAYOUTS)}; got {layout!r}")
+    if type(network).__name__ != LAYOUTS[layout].network:
+        raise ValueError(f"layout {layout!r} converts to {LAYOUTS[layout].network}; got {type(network).__name__}")
+    return LAYOUTS[layout].convert(state, network)
+
+
+def file_sha256(path: str | Path) -> str:
+    """Hash of a file's bytes, hexadecimal."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _read(path: Path, sha256: str | None, size: int | None) -> tuple[StateDict, str]:
+    """The tensors and the hash of the very bytes they came from."""
+    if not path.is_file():
+        raise Refusal("E-WEIGHTS-MISSING", "there is no such weights file", path=path)
+    content = path.read_bytes()  # hashed and unpickled from memory: the file cannot change in between
+    digest = hashlib.sha256(content).hexdigest()
+    if size not in (None, len(content)) or sha256 not in (None, digest):
+        expected = ", ".join([f"{size} bytes"] * (size is not None) + [f"sha256 {sha256}"] * (sha256 is not None))
+        message = f"file size {len(content)} bytes, sha256 {digest}; expected {expected}"
+        raise Refusal("E-WEIGHTS-CORRUPT", message, path=path, remedy=_AGAIN)
+    return _tensors(_unpickle(content, path), path), digest
+
+
+def _unpickle(content: bytes, path: Path) -> object:
+    """The checkpoint's object, by torch's weights-only unpickler: it builds tensors and containers, calls nothing."""
+    try:
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        asked = re.search(r"GLOBAL ([\w.]+)", str(error))  # the first callable or class that is not a tensor's
+        if asked is None:
+            raise _unreadable(content, path) from error
+        message = f"loading the checkpoint would call {asked[1]}"
+        remedy = "do not use this file; ask its publisher for a plain state dict"
+        raise Refusal("E-WEIGHTS-PICKLE", message, path=path, remedy=remedy) from error
+    except RuntimeError as error:
+        if "TorchScript" in str(error):
+            remedy = "use the bundle's models/model.pt, a plain state dict"
+            raise Refusal("E-WEIGHTS-FORMAT", "a TorchScript program, not weights", path=path, remedy=remedy) from error
+        raise _unreadable(content, path) from error
+    except (OSError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError) as error:
+        raise _unreadable(content, path) from error  # the unpickler's ways of failing on damaged bytes
+
+
+def _unreadable(content: bytes, path: Path) -> Refusal:
+    return Refusal(
+        "E-WEIGHTS-CORRUPT",
+        f"not a readable checkpoint: file size {len(content)} bytes, sha256 {hashlib.sha256(content).hexdigest()}",
+        path=path,
+        remedy=_AGAIN,
+    )
+
+
+def _tensors(content: object, path: Path) -> StateDict:
+    """Unwrap a checkpoint down to names and tensors."""
+    for key in _WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    if not isinstance(content, Mapping) or not content:
+        message = f"expected a state dict, got {type(content).__name__}{' without entries' if content == {} else ''}"
+        raise Refusal("E-WEIGHTS-FORMAT", message, path=path)
+    others = [str(key) for key, value in content.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
+    if others:
+        raise Refusal("E-WEIGHTS-FORMAT", f"entries that are not named tensors: {_ten(others)}", path=path)
+    prefix = "module." if all(key.startswith("module.") for key in content) else ""
+    return {key.removeprefix(prefix): value for key, value in content.items()}
+
+
+def _mismatch(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    """Every way in which the keys do not fit, or an empty string."""
+    misshapen = [
+        f"{key} {tuple(given[key].shape)}, expected {tuple(wanted[key].shape)}"
+        for key in wanted
+        if key in given and given[key].shape != wanted[key].shape
+    ]
+    groups = {
+        "missing": [key for key in wanted if key not in given],
+        "unexpected": [key for key in given if key not in wanted],
+        "misshapen": misshapen,
+    }
+    return "; ".join(f"{len(keys)} {name} keys: {_ten(keys)}" for name, keys in groups.items() if keys)
+
+
+def _ten(names: Iterable[str]) -> str:
+    """The first ten names."""
+    names = list(names)
+    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+
+
+# Layouts of other libraries
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A foreign key layout: a key that gives it away, the network it converts to, and how."""
+
+    known_by: str
+    network: str
+    convert: Callable[[Mapping[str, Tensor], nn.Module], tuple[StateDict, tuple[str, ...]]]
+
+
+def _layout_for(state: Mapping[str, Tensor], network: nn.Module) -> str | None:
+    """The layout to convert from; None if the keys fit as they are, or are nobody's we know."""
+    if state.keys() == network.state_dict().keys():
+        return None
+    kind = type(network).__name__
+    return next((name for name, one in LAYOUTS.items() if one.known_by in state and one.network == kind), None)
+
+
+# MONAI's UNETR up to 1.6.1: tensors it carries and never reads (cross attention since 1.4, the class token before 0.8).
+_MONAI_UNETR_UNUSED = re.compile(r"vit\.(blocks\.\d+\.(norm_)?cross_attn\.|patch_embedding\.cls_token$)")
+_MONAI_UNETR_NAMES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
+    (r"^vit\.patch_embedding\.patch_embeddings\.(?:1\.)?", "encoder.patch_embedding.proj."),
+    (r"^vit\.patch_embedding\.position_embeddings$", "encoder.patch_embedding.position_embedding"),
+    (r"^vit\.(blocks\.\d+)\.mlp\.linear", r"encoder.\1.mlp.fc"),
+    (r"^vit\.(blocks\.\d+)\.attn\.out_proj\.", r"encoder.\1.attn.proj."),
+    (r"^vit\.", "encoder."),
+    (r"^encoder1\.layer\.", "input_skip."),
+    (r"^encoder([234])\.", lambda m: f"skips.{int(m[1]) - 2}."),  # shallowest first
+    (r"^decoder([2345])\.", lambda m: f"decoder.{5 - int(m[1])}."),  # coarsest first
+    (r"^out\.", "head."),
+)
+
+
+def _from_monai_unetr(state: Mapping[str, Tensor], network: nn.Module) -> tuple[StateDict, tuple[str, ...]]:
+    """MONAI `UNETR` -> `FlexUNETR` (patch_size 16, depth 12), either `proj_type`."""
+    dropped = tuple(key for key in state if _MONAI_UNETR_UNUSED.match(key))
+    named = {_renamed(key): value for key, value in state.items() if key not in dropped}
+    wanted = network.state_dict()
+    table, patch = "encoder.patch_embedding.position_embedding", "encoder.patch_embedding.proj.weight"
+    if table in named and named[table].ndim == 3 and named[table].numel() == wanted[table].numel():
+        named[table] = named[table].transpose(1, 2).reshape(wanted[table].shape)  # (1, N, C) -> (1, C, *grid)
+    if patch in named and named[patch].ndim == 2 and named[patch].numel() == wanted[patch].numel():
+        hidden, channels, *sides = wanted[patch].shape  # a linear layer over (p1 p2 p3 c) is the same convolution
+        named[patch] = named[patch].reshape(hidden, *sides, channels).movedim(-1, 1)
+    return named, dropped
+
+
+def _renamed(key: str) -> str:
+    """The first rule that matches, applied."""
+    for pattern, replacement in _MONAI_UNETR_NAMES:
+        new, count = re.subn(pattern, replacement, key)
+        if count:
+            return new
+    return key
+
+
+LAYOUTS: dict[str, Layout] = {
+    "monai_unetr": Layout("vit.patch_embedding.position_embeddings", "FlexUNETR", _from_monai_unetr),
+}
