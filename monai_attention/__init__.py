@@ -1,0 +1,26 @@
+"""Attention networks for 3-D medical volumes in MONAI.
+
+Importing this package imports neither torch nor monai: the public names below load on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "FlexUNETR": "monai_attention.networks.flex_unetr",
+    "Refusal": "monai_attention.errors",
+    "segment": "monai_attention.inference.segment",
+}
+
+__all__ = ["FlexUNETR", "Refusal", "__version__", "segment"]  # noqa: F822 - resolved by __getattr__
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use (PEP 562)."""
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,1 @@
+"""From a volume on disk to labels on disk."""

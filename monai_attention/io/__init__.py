@@ -1,0 +1,1 @@
+"""Reading and writing volumes: the gate that keeps wrong geometry out."""

@@ -1,0 +1,1 @@
+"""Pictures, tables and pages that tell a person how a run went."""
