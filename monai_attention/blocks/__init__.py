@@ -1,0 +1,1 @@
+"""Attention mechanisms and parts of networks, for any number of spatial axes."""

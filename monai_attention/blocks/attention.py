@@ -1,0 +1,143 @@
+"""The one scaled-dot-product call site, and the transformer parts made from it.
+
+Tokens are (B, N, C) everywhere in this file. Notation: B batch, N tokens, C channels, h heads, d = C / h.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+import torch.utils.checkpoint
+from torch import Tensor, nn
+
+BACKENDS = ("auto", "sdpa", "math")
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None = None, dropout: float = 0.0, backend: str = "auto"
+) -> Tensor:
+    """Softmax(q k^T / sqrt(d) + bias) v.
+
+    Args:
+        q: queries, shape (B, h, N, d).
+        k: keys, shape (B, h, M, d).
+        v: values, shape (B, h, M, d).
+        bias: added to the scores, broadcastable to (B, h, N, M); -inf masks a pair.
+        dropout: probability of dropping an attention weight; pass 0 in evaluation.
+        backend: `sdpa` is torch's fused kernel, `math` the plain formula (exact, keeps the score matrix, for
+            reference and for looking at attention weights), `auto` picks `sdpa`.
+
+    Returns:
+        Tensor of shape (B, h, N, d).
+    """
+    if backend == "math":
+        return attention_weights(q, k, bias=bias, dropout=dropout) @ v
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
+
+
+def attention_weights(q: Tensor, k: Tensor, *, bias: Tensor | None = None, dropout: float = 0.0) -> Tensor:
+    """Softmax(q k^T / sqrt(d) + bias), shape (B, h, N, M); arguments as in `attend`."""
+    scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
+    weights = (scores if bias is None else scores + bias).softmax(dim=-1)
+    return F.dropout(weights, dropout) if dropout else weights
+
+
+class Attention(nn.Module):
+    """Multi-head self attention (Vaswani et al. 2017, arXiv:1706.03762).
+
+    Args:
+        hidden_size: channels C; must be a multiple of `num_heads`.
+        num_heads: heads h.
+        qkv_bias: whether the projections to queries, keys and values have a bias.
+        dropout_rate: dropout of attention weights and of the output, in training only.
+        backend: see `attend`.
+
+    Shape: (B, N, C) -> (B, N, C).
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        *,
+        qkv_bias: bool = False,
+        dropout_rate: float = 0.0,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        if hidden_size % num_heads:
+            raise ValueError(f"hidden_size must be a multiple of num_heads; got {hidden_size=}, {num_heads=}")
+        if backend not in BACKENDS:
+            raise ValueError(f"attention_backend must be one of {BACKENDS}; got {backend!r}")
+        self.num_heads = num_heads
+        self.dropout_rate = dropout_rate
+        self.backend = backend
+        self.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=qkv_bias)
+        self.proj = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix tokens, (B, N, C) -> (B, N, C)."""
+        dropout = self.dropout_rate if self.training else 0.0
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, h, N, d)
+        y = attend(q, k, v, dropout=dropout, backend=self.backend)
+        return F.dropout(self.proj(y.transpose(1, 2).flatten(2)), dropout, self.training)
+
+
+class Mlp(nn.Module):
+    """Linear, GELU, linear; each followed by dropout in training. Shape: (B, N, C) -> (B, N, C)."""
+
+    def __init__(self, hidden_size: int, mlp_size: int, *, dropout_rate: float = 0.0) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(hidden_size, mlp_size)
+        self.fc2 = nn.Linear(mlp_size, hidden_size)
+        self.dropout = nn.Dropout(dropout_rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Transform each token on its own."""
+        return self.dropout(self.fc2(self.dropout(F.gelu(self.fc1(x)))))
+
+
+class TransformerBlock(nn.Module):
+    """Pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x)).
+
+    Args:
+        hidden_size: channels C.
+        mlp_size: channels inside the MLP.
+        num_heads: attention heads.
+        qkv_bias: see `Attention`.
+        dropout_rate: in attention weights, projections and MLP, in training only.
+        backend: see `attend`.
+
+    Shape: (B, N, C) -> (B, N, C).
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        mlp_size: int,
+        num_heads: int,
+        *,
+        qkv_bias: bool = False,
+        dropout_rate: float = 0.0,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(hidden_size)
+        self.attn = Attention(hidden_size, num_heads, qkv_bias=qkv_bias, dropout_rate=dropout_rate, backend=backend)
+        self.norm2 = nn.LayerNorm(hidden_size)
+        self.mlp = Mlp(hidden_size, mlp_size, dropout_rate=dropout_rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix tokens, then transform each."""
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+def run(module: nn.Module, *inputs: Tensor, checkpoint: bool) -> Tensor:
+    """Call a module, recomputing its activations in the backward pass if `checkpoint` and it is training.
+
+    Trades time for memory (Chen et al. 2016, arXiv:1604.06174); the numbers do not change.
+    """
+    if checkpoint and module.training and torch.is_grad_enabled():
+        return torch.utils.checkpoint.checkpoint(module, *inputs, use_reentrant=False)
+    return module(*inputs)

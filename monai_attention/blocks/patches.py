@@ -1,0 +1,69 @@
+"""From images to grids of tokens: padding, patch embedding, interpolated position tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
+
+
+def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+    """Zero-pad (B, C, *S) at the end of each spatial axis to the next multiple; `crop_to` undoes it."""
+    pads = [p for n in reversed(x.shape[2:]) for p in (0, -n % multiple)]
+    return F.pad(x, pads) if any(pads) else x
+
+
+def crop_to(x: Tensor, size: Sequence[int]) -> Tensor:
+    """The first `size` voxels of each spatial axis of (B, C, *S)."""
+    return x[(..., *(slice(n) for n in size))]
+
+
+def interpolate_grid(table: Tensor, grid: Sequence[int]) -> Tensor:
+    """Resample a table (1, C, *G) linearly to another grid, (1, C, *grid); at its own grid it is returned as it is.
+
+    Cells are compared by their centres over the whole extent (`align_corners=False`), so position 0.5 of the field of
+    view has the same embedding at every grid size.
+    """
+    if tuple(table.shape[2:]) == tuple(grid):
+        return table
+    return F.interpolate(table.float(), size=tuple(grid), mode=_LINEAR[len(grid)], align_corners=False).to(table.dtype)
+
+
+class PatchEmbedding(nn.Module):
+    """Non-overlapping patches, each projected to a token, plus a learned position (Dosovitskiy et al. 2021).
+
+    Args:
+        in_channels: channels of the image.
+        hidden_size: channels of a token.
+        roi_size: crop the position table is learned for, in voxels, multiples of `patch_size`.
+        patch_size: edge of a patch in voxels.
+        dropout_rate: dropout of token channels, in training only.
+
+    Shape: (B, in_channels, *S) -> (B, hidden_size, *S / patch_size), S multiples of `patch_size`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        hidden_size: int,
+        *,
+        roi_size: Sequence[int],
+        patch_size: int,
+        dropout_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(roi_size) - 1]
+        self.proj = conv(in_channels, hidden_size, kernel_size=patch_size, stride=patch_size)
+        grid = [n // patch_size for n in roi_size]
+        self.position_embedding = nn.Parameter(torch.empty(1, hidden_size, *grid))
+        nn.init.trunc_normal_(self.position_embedding, std=0.02, a=-2.0, b=2.0)
+        self.dropout = nn.Dropout(dropout_rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A grid of tokens that know where they are."""
+        x = self.proj(x)
+        return self.dropout(x + interpolate_grid(self.position_embedding, x.shape[2:]))
