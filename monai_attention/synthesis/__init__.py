@@ -1,0 +1,1 @@
+"""Training data from label maps and shapes: no scans needed."""
