@@ -1,0 +1,239 @@
+"""What the user typed -> the list of cases, each with a name of its own, before anything is read.
+
+A file is a case. So is every volume file or zip below a folder. DICOM below a folder is one case if some of it lies
+directly in that folder, or if it is all of one study and no volume file is there; otherwise each of its subfolders is
+asked the same. A CSV names one case a row.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import logging
+import os
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from monai_attention.errors import Refusal
+
+logger = logging.getLogger(__name__)
+
+SUFFIXES = {
+    ".nii": "nifti",
+    ".nii.gz": "nifti",
+    ".hdr": "nifti",  # pairs are refused when they are read, by name, instead of being passed over
+    ".nrrd": "itk",
+    ".nhdr": "itk",
+    ".mha": "itk",
+    ".mhd": "itk",
+    ".zip": "zip",
+}
+
+FORMATS = "NIfTI (.nii, .nii.gz), NRRD (.nrrd, .nhdr), MetaImage (.mha, .mhd), DICOM, a .zip of one, or a .csv of paths"
+
+MAX_ID_BYTES = 120
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to segment.
+
+    Args:
+        id: name for its results, unique among the cases, safe as a folder name.
+        path: the file or DICOM folder, absolute.
+        kind: `nifti`, `itk`, `dicom` or `zip`.
+    """
+
+    id: str
+    path: Path
+    kind: str
+
+
+@dataclass(frozen=True)
+class _Found:
+    path: Path
+    kind: str
+    root: Path
+    """The folder that the id is relative to, as far as this input goes."""
+    id: str | None = None
+
+
+def find_cases(inputs: Sequence[str | Path]) -> list[Case]:
+    """List the cases in files, folders and CSV tables.
+
+    A CSV has a column `path` (or `image`), relative to the CSV, and may have a column `id`. Other ids are the path
+    below the deepest folder that holds all inputs, without the suffix: `a/t1.nii.gz` and `b/t1.nii.gz` become `a__t1`
+    and `b__t1`. Hidden files and folders are skipped; links are followed, never in circles.
+
+    Args:
+        inputs: what was typed.
+
+    Returns:
+        The cases in the order of the inputs, and by path within a folder.
+
+    Raises:
+        Refusal: E-NOT-FOUND, E-EMPTY (nothing readable in a folder), E-FORMAT, E-CSV, E-UNREADABLE (a folder that
+            cannot be listed) or E-DUPLICATE-CASE.
+    """
+    found: list[_Found] = []
+    for given in inputs:
+        path = Path(os.path.abspath(given))  # noqa: PTH100 - normalises `..` without following links
+        if path.is_dir():
+            found += _in_folder(path)
+        elif not os.path.lexists(path):
+            raise Refusal("E-NOT-FOUND", "there is no such file or folder", path=path, remedy="check the path")
+        elif path.suffix.lower() == ".csv":
+            found += _in_table(path)
+        else:
+            kind = kind_of(path)
+            if kind is None:
+                raise Refusal("E-FORMAT", f"expected {FORMATS}", path=path, remedy="convert the image to .nii.gz")
+            found.append(_Found(path, kind, path.parent))
+    return _named(found)
+
+
+def kind_of(path: Path) -> str | None:
+    """How to read a path: `nifti`, `itk`, `zip` by the name, `dicom` for folders and DICOM files, else None."""
+    if path.is_dir():
+        return "dicom"
+    by_name = _kind_by_name(path)
+    return by_name or ("dicom" if _is_dicom(path) else None)
+
+
+def strip_suffix(path: Path) -> Path:
+    """The path without the suffix that tells its format: `a.b.nii.gz` -> `a.b`."""
+    name = path.name
+    known = sorted((s for s in (*SUFFIXES, ".dcm") if name.lower().endswith(s)), key=len)
+    return path.with_name(name[: -len(known[-1])] or name) if known else path
+
+
+def _kind_by_name(path: Path) -> str | None:
+    name = path.name.lower()
+    return next((kind for suffix, kind in SUFFIXES.items() if name.endswith(suffix)), None)
+
+
+def _is_dicom(path: Path) -> bool:
+    from monai_attention.io import dicom
+
+    try:
+        return path.is_file() and dicom.is_dicom(path)
+    except OSError as error:
+        logger.warning("%s: skipped, it cannot be opened (%s)", path, error.strerror)
+        return False
+
+
+def _in_folder(root: Path) -> list[_Found]:
+    volumes = []
+    studies: dict[Path, str] = {}
+    for path in _files(root, set()):
+        kind = _kind_by_name(path)
+        if kind is not None:
+            volumes.append(_Found(path, kind, root))
+        elif path.parent not in studies and _is_dicom(path):
+            studies[path.parent] = _study(path)
+    series = [_Found(folder, "dicom", root) for folder in _split(root, studies, [volume.path for volume in volumes])]
+    if not volumes and not series:
+        raise Refusal("E-EMPTY", f"the folder holds no image: expected {FORMATS}", path=root, remedy="check the path")
+    return sorted(volumes + series, key=lambda one: one.path)
+
+
+def _files(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
+    """Visible files below a folder in a stable order, every folder once however it is linked."""
+    try:
+        status = folder.stat()
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        message = f"the folder cannot be listed: {error.strerror}"
+        raise Refusal("E-UNREADABLE", message, path=folder, remedy="check its permissions") from error
+    if (status.st_dev, status.st_ino) in seen:
+        return
+    seen.add((status.st_dev, status.st_ino))
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            yield from _files(entry, seen)
+        else:
+            yield entry
+
+
+def _study(path: Path) -> str:
+    """StudyInstanceUID, to be compared and never shown; "" where the file cannot tell."""
+    import pydicom
+
+    from monai_attention.io import dicom_headers
+
+    try:
+        with dicom_headers.discreet(path):
+            return str(dicom_headers.read_dataset(path, ["StudyInstanceUID"]).get("StudyInstanceUID", ""))
+    except (OSError, EOFError, ValueError, pydicom.errors.InvalidDicomError) as error:
+        logger.warning("%s: its study is unknown (%s)", path, type(error).__name__)  # reading it gives the verdict
+        return ""
+
+
+def _split(folder: Path, studies: dict[Path, str], volumes: Sequence[Path]) -> list[Path]:
+    """The folders that are one DICOM case each; `studies` maps every folder that holds DICOM to the study in it."""
+    below = [place for place in studies if place.is_relative_to(folder)]
+    one_study = len({studies[place] for place in below}) == 1 and not any(v.is_relative_to(folder) for v in volumes)
+    if folder in studies or one_study:
+        return [folder]
+    children = sorted({folder / place.relative_to(folder).parts[0] for place in below})
+    return [case for child in children for case in _split(child, studies, volumes)]
+
+
+def _in_table(table: Path) -> list[_Found]:
+    found: list[_Found] = []
+    remedy = "write a column `path` (or `image`) and, if you like, a column `id`; UTF-8, separated by commas"
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            for row in csv.DictReader(file):
+                given = (row.get("path") or row.get("image") or "").strip()
+                if not given:
+                    raise Refusal("E-CSV", f"row {len(found) + 1} names no path", path=table, remedy=remedy)
+                path = Path(os.path.abspath(table.parent / given))  # noqa: PTH100
+                # A missing or odd file is the verdict of its own case, not of the table.
+                found.append(
+                    _Found(path, kind_of(path) or "dicom", table.parent, (row.get("id") or "").strip() or None)
+                )
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise Refusal("E-CSV", f"the table cannot be parsed: {error}", path=table, remedy=remedy) from error
+    except OSError as error:
+        message = f"the table cannot be read: {error.strerror}"
+        raise Refusal("E-UNREADABLE", message, path=table, remedy="check its permissions") from error
+    if not found:
+        raise Refusal("E-EMPTY", "the table has no rows", path=table, remedy=remedy)
+    return found
+
+
+def _named(found: Sequence[_Found]) -> list[Case]:
+    if not found:
+        return []
+    base = Path(os.path.commonpath([one.root for one in found]))
+    cases: dict[str, Case] = {}
+    for one in found:
+        below = os.path.relpath(strip_suffix(one.path), base)
+        name = _safe(one.id or (base.name if below == "." else below))
+        case = Case(name, one.path, one.kind)
+        other = cases.setdefault(name.casefold(), case)  # some file systems do not tell A from a
+        if other is not case:
+            raise Refusal(
+                "E-DUPLICATE-CASE",
+                f"this case and {other.path} would both be named {name}",
+                path=one.path,
+                remedy="rename one, give it once, or give a CSV with a column `id`",
+            )
+    return list(cases.values())
+
+
+def _safe(text: str) -> str:
+    """A folder name for every file system: no separators, blanks or reserved characters, and not too long."""
+    name = unicodedata.normalize("NFC", text).replace(os.sep, "__")
+    name = re.sub(r"[\s<>:\"/\\|?*\x00-\x1f\x7f\ud800-\udfff]+", "_", name).strip("._") or "case"
+    packed = name.encode()
+    if len(packed) <= MAX_ID_BYTES:
+        return name
+    digest = hashlib.sha256(packed).hexdigest()[:8]
+    return packed[: MAX_ID_BYTES - 9].decode(errors="ignore") + "-" + digest
