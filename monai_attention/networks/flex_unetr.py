@@ -1,7 +1,7 @@
 """UNETR: a vision transformer as encoder, a convolutional decoder that taps it at several depths.
 
-Hatamizadeh et al., "UNETR: Transformers for 3D Medical Image Segmentation", WACV 2022, doi:10.1109/WACV51458.2022.00181,
-arXiv:2103.10504.
+Hatamizadeh et al., "UNETR: Transformers for 3D Medical Image Segmentation", WACV 2022,
+doi:10.1109/WACV51458.2022.00181, arXiv:2103.10504.
 
 Differences from the paper and from MONAI's `UNETR`:
 - any input size: the input is zero-padded at the end of each axis to a multiple of the patch, the output cropped,
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from monai.networks.blocks.dynunet_block import UnetOutBlock, UnetResBlock
 from monai.networks.blocks.unetr_block import UnetrPrUpBlock, UnetrUpBlock
 from torch import Tensor, nn
@@ -117,7 +116,9 @@ class FlexUNETR(nn.Module):
         block = {"qkv_bias": qkv_bias, "dropout_rate": dropout_rate, "backend": attention_backend}
         conv = {"spatial_dims": dims, "kernel_size": 3, "norm_name": "instance"}
         self.encoder = TokenEncoder(
-            PatchEmbedding(in_channels, hidden_size, roi_size=roi_size, patch_size=patch_size, dropout_rate=dropout_rate),
+            PatchEmbedding(
+                in_channels, hidden_size, roi_size=roi_size, patch_size=patch_size, dropout_rate=dropout_rate
+            ),
             [TransformerBlock(hidden_size, mlp_size, num_heads, **block) for _ in range(depth)],  # type: ignore[arg-type]
             hidden_size=hidden_size,
             taps=[k * depth // levels for k in range(1, levels)],

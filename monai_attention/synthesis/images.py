@@ -133,7 +133,9 @@ class ImageGenerator:
         if self.strip_labels and draw.uniform(0, 1) < self.strip_probability:
             image[torch.isin(fine, fine.new_tensor(self.strip_labels))] = 0.0
         image = F.avg_pool3d(image[None, None], self.supersampling)
-        image = image * (draw.uniform(0, self.bias_std) * smooth_field(1, [4, 4, 4], self.roi_size, draw.generator)).exp()
+        image = (
+            image * (draw.uniform(0, self.bias_std) * smooth_field(1, [4, 4, 4], self.roi_size, draw.generator)).exp()
+        )
         image = self._degrade(image, draw)
         image = rescale(image + draw.uniform(0, self.noise_std) * image.std() * 3 * draw.randn(*image.shape))
         return (image ** math.exp(self.gamma_std * draw.normal()))[0, 0]

@@ -1,0 +1,92 @@
+"""What every network promises; networks are found automatically."""
+
+import importlib
+import inspect
+import pkgutil
+
+import pytest
+import torch
+from torch import nn
+
+import monai_attention.networks
+
+SMALL = {  # constructor arguments that make each network small
+    "FlexUNETR": {"patch_size": 4, "feature_size": 4, "hidden_size": 24, "mlp_size": 32, "num_heads": 2, "depth": 4},
+}
+
+
+def _networks():
+    for module in pkgutil.iter_modules(monai_attention.networks.__path__, "monai_attention.networks."):
+        for name, value in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
+            own = issubclass(value, nn.Module) and value.__module__ == module.name
+            if own and "out_channels" in inspect.signature(value).parameters:
+                yield pytest.param(value, id=name)
+
+
+@pytest.fixture(params=_networks())
+def network_class(request):
+    return request.param
+
+
+def _build(network_class, roi=(16, 16, 16), **options):
+    torch.manual_seed(0)
+    return network_class(2, 3, roi_size=roi, **SMALL[network_class.__name__], **options)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (19, 33), (16, 16, 16), (17, 20, 9)])
+def test_the_output_has_the_size_of_the_input(network_class, size):
+    network = _build(network_class, roi=(16,) * len(size))
+    assert network(torch.randn(1, 2, *size)).shape == (1, 3, *size)
+
+
+def test_every_parameter_gets_a_finite_gradient(network_class):
+    network = _build(network_class)
+    network(torch.randn(1, 2, 16, 16, 16)).square().mean().backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, f"{name} is not used"
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().sum() > 0, f"{name} has no influence"
+
+
+def test_evaluation_is_deterministic_with_dropout(network_class):
+    network = _build(network_class, dropout_rate=0.5).eval()
+    x = torch.randn(1, 2, 16, 16, 16)
+    assert torch.equal(network(x), network(x))
+
+
+def test_samples_do_not_see_each_other(network_class):
+    network = _build(network_class).eval()
+    x = torch.randn(2, 2, 16, 16, 16)
+    torch.testing.assert_close(network(x)[1], network(x[1:])[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"use_checkpoint": True}, {"attention_backend": "math"}])
+def test_switches_change_no_number(network_class, options):
+    results = []
+    for network in (_build(network_class), _build(network_class, **options)):
+        logits = network(torch.linspace(-1, 1, 2 * 16**3).view(1, 2, 16, 16, 16))
+        logits.square().mean().backward()
+        results.append([logits, *(p.grad for p in network.parameters())])
+    torch.testing.assert_close(results[0], results[1], rtol=1e-3, atol=1e-5)
+
+
+def test_bfloat16_autocast_stays_near(network_class):
+    network = _build(network_class).eval()
+    x = torch.randn(1, 2, 16, 16, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        low = network(x)
+    assert (low.float() - network(x)).abs().max() < 0.1 * network(x).abs().max()
+
+
+def test_the_exported_program_agrees(network_class):
+    network = _build(network_class).eval()
+    x = torch.randn(1, 2, 16, 16, 16)
+    program = torch.export.export(network, (x,))
+    torch.testing.assert_close(program.module()(x), network(x))
+
+
+def test_constructors_stay_small_and_keyword_only(network_class):
+    parameters = list(inspect.signature(network_class).parameters.values())
+    assert [p.name for p in parameters[:2]] == ["in_channels", "out_channels"]
+    assert len(parameters) <= 14
+    assert all(p.kind is p.KEYWORD_ONLY for p in parameters[2:])
