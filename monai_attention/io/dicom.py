@@ -21,11 +21,14 @@ from monai_attention.errors import Refusal
 from monai_attention.io.dicom_geometry import Stack, arrange
 from monai_attention.io.dicom_headers import Plane, Skip, is_dicom, read_planes
 from monai_attention.io.dicom_pixels import check_codec, check_scalar, read_frames
+from monai_attention.io.payload import expect_memory
 from monai_attention.io.volume import Note, ReadOptions, Requirements, Volume
 
 __all__ = ["Scan", "Series", "check_series", "choose", "is_dicom", "read", "read_series", "scan"]
 
 logger = logging.getLogger(__name__)
+
+DEFAULTS = ReadOptions()
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ def scan(source: Path) -> Scan:
     return Scan(Path(source), tuple(series), skipped, tuple(damaged))
 
 
-def choose(scan: Scan, options: ReadOptions = ReadOptions(), requirements: Requirements | None = None) -> Series:
+def choose(scan: Scan, options: ReadOptions = DEFAULTS, requirements: Requirements | None = None) -> Series:
     """The series to read: the one asked for, the only one, or the only one that a bundle could take.
 
     Raises:
@@ -125,26 +128,24 @@ def choose(scan: Scan, options: ReadOptions = ReadOptions(), requirements: Requi
     return replace(chosen, notes=(*chosen.notes, *notes))
 
 
-def check_series(series: Series, options: ReadOptions = ReadOptions()) -> Stack:
+def check_series(series: Series, options: ReadOptions = DEFAULTS) -> Stack:
     """The order and grid of a series, by its headers alone (and the pixels of slices that are there twice).
 
     Raises:
-        Refusal: `E-NOT-SCALAR`, `E-MONOCHROME1`, `E-CODEC`, `E-ORIENTATION`, `E-GEOMETRY`, `E-GAP`, `E-2D`,
-            `E-DUPLICATE`, `E-4D`, `E-MEMORY`.
+        Refusal: `E-NOT-SCALAR`, `E-MONOCHROME1`, `E-CODEC`, `E-ORIENTATION`, `E-GEOMETRY`, `E-GAP`, `E-TOO-SMALL`,
+            `E-DUPLICATE`, `E-4D`, `E-SIZE`.
     """
     headers = dict.fromkeys(plane.header for plane in series.planes)
     for header in [one for one in headers if not one.localizer] or headers:
         check_scalar(header)
         check_codec(header)
     stack = arrange(series.planes, allow_gaps=options.allow_gaps)
-    _check_memory(stack, options, series.source)
-    note = _check_copies(stack)
-    return replace(stack, notes=(*stack.notes, note)) if note else stack
+    slices = stack.shape[2] + (len(stack.planes) if stack.has_gaps else 0)
+    expect_memory(series.source, 4 * stack.shape[0] * stack.shape[1] * slices, options.max_memory)
+    return replace(stack, notes=(*stack.notes, *_check_copies(stack), *_burned_in(stack)))
 
 
-def read_series(
-    series: Series, options: ReadOptions = ReadOptions(), requirements: Requirements | None = None
-) -> Volume:
+def read_series(series: Series, options: ReadOptions = DEFAULTS) -> Volume:
     """The volume of a series: float32 (1, X, Y, Z), x along rows, z along the slices' normal, RAS affine.
 
     `slice_files` lists the files in order of z: one a slice for single-frame series, unless gaps were resampled; for
@@ -159,10 +160,7 @@ def read_series(
         array[0, :, :, index] = values.T
     if stack.has_gaps:
         array = _resample(array, stack.distances, stack.grid)
-    notes = [*series.notes, *stack.notes]
-    burned_in = sum(plane.header.burned_in for plane in stack.planes)
-    if burned_in:
-        notes.append(Note("flag", "F-BURNED-IN", f"{burned_in} images say that annotation is burned into their pixels"))
+    notes = (*series.notes, *stack.notes)
     for note in notes:
         logger.info("%s: %s %s", series.source, note.code, note.message)
     return Volume(
@@ -172,17 +170,17 @@ def read_series(
         modality=series.modality or None,
         series_uid=series.uid or None,
         slice_files=tuple(dict.fromkeys(plane.header.path for plane in stack.planes)),
-        notes=tuple(notes),
+        notes=notes,
     )
 
 
-def read(path: Path, options: ReadOptions = ReadOptions(), requirements: Requirements | None = None) -> Volume:
+def read(path: Path, options: ReadOptions = DEFAULTS, requirements: Requirements | None = None) -> Volume:
     """The volume in a folder of DICOM files or in one (multi-frame) file.
 
     Raises:
         Refusal: all of `choose` and `read_series`.
     """
-    return read_series(choose(scan(path), options, requirements), options, requirements)
+    return read_series(choose(scan(path), options, requirements), options)
 
 
 def _files(source: Path) -> Iterator[Path]:
@@ -221,29 +219,23 @@ def _series_refusal(scan: Scan, what: str) -> Refusal:
     for series in scan.series:
         rows, columns = series.planes[0].header.size
         number = series.planes[0].header.series_number
-        facts = ["-" if number is None else str(number), series.modality or "?", f"{columns}x{rows}x{len(series.planes)}"]
+        facts = [
+            "-" if number is None else str(number),
+            series.modality or "?",
+            f"{columns}x{rows}x{len(series.planes)}",
+        ]
         lines.append("  " + "  ".join([*facts, series.uid or "(no UID)", series.obstacle]).rstrip())
     table = "\n".join(["  number  modality  columns x rows x images  UID", *lines])
-    return Refusal("E-SERIES", f"{what} these {len(scan.series)}:\n{table}\n", path=scan.source, remedy="pass --series UID")
+    return Refusal(
+        "E-SERIES", f"{what} these {len(scan.series)}:\n{table}\n", path=scan.source, remedy="pass --series UID"
+    )
 
 
 def _counts(skipped: Mapping[Skip, int]) -> str:
     return ", ".join(f"{count} {reason.value}" for reason, count in skipped.items())
 
 
-def _check_memory(stack: Stack, options: ReadOptions, source: Path) -> None:
-    x, y, z = stack.shape
-    needed = 4 * x * y * (z + (len(stack.planes) if stack.has_gaps else 0))
-    if options.max_memory is not None and needed > options.max_memory:
-        raise Refusal(
-            "E-MEMORY",
-            f"expected a volume within {options.max_memory} bytes of memory, but {x}x{y}x{z} voxels need {needed}",
-            path=source,
-            remedy="raise --max-memory or crop the series",
-        )
-
-
-def _check_copies(stack: Stack) -> Note | None:
+def _check_copies(stack: Stack) -> tuple[Note, ...]:
     """Lets slices in the same place pass if their pixels are the same; only the first of each is kept."""
     for kept, others in stack.copies:
         first = next(read_frames([kept]))
@@ -251,15 +243,22 @@ def _check_copies(stack: Stack) -> Note | None:
             if not np.array_equal(first, values):
                 raise _differing(stack, kept, other)
     dropped = sum(len(others) for _, others in stack.copies)
-    if not dropped:
-        return None
-    return Note("repair", "R-DUPLICATE", f"dropped {dropped} slices that are there twice with identical pixels")
+    note = Note("repair", "R-DUPLICATE", f"dropped {dropped} slices that are there twice with identical pixels")
+    return (note,) if dropped else ()
+
+
+def _burned_in(stack: Stack) -> tuple[Note, ...]:
+    count = sum(plane.header.burned_in for plane in stack.planes)
+    note = Note("flag", "F-BURNED-IN", f"{count} images say that annotation is burned into their pixels")
+    return (note,) if count else ()
 
 
 def _differing(stack: Stack, kept: Plane, other: Plane) -> Refusal:
     times = {1 + len(others) for _, others in stack.copies}
     if len(stack.copies) == len(stack.planes) and len(times) == 1:
-        message = f"expected one volume, but every position holds {times.pop()} different slices (times, echoes, phases)"
+        message = (
+            f"expected one volume, but every position holds {times.pop()} different slices (times, echoes, phases)"
+        )
         remedy = "export one time point, echo or phase as a series of its own"
         return Refusal("E-4D", message, path=other.header.path, remedy=remedy)
     where = np.round(np.array(other.position), 2).tolist()

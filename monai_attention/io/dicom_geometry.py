@@ -77,7 +77,7 @@ def arrange(planes: Sequence[Plane], *, allow_gaps: bool = False) -> Stack:
         allow_gaps: plan to resample unevenly spaced planes on a regular grid instead of refusing them.
 
     Raises:
-        Refusal: `E-GEOMETRY`, `E-ORIENTATION`, `E-GAP`, `E-2D`.
+        Refusal: `E-GEOMETRY`, `E-ORIENTATION`, `E-GAP`, `E-TOO-SMALL`.
     """
     folder = planes[0].header.path.parent
     kept, notes = _drop_localizers(planes)
@@ -87,7 +87,7 @@ def arrange(planes: Sequence[Plane], *, allow_gaps: bool = False) -> Stack:
     places = _group_by_position(order)
     ordered = tuple(group[0] for group in places)
     if len(ordered) < 2:
-        raise Refusal("E-2D", "expected a stack of parallel slices, but there is a single one", path=folder)
+        raise Refusal("E-TOO-SMALL", "expected a stack of parallel slices, but there is a single one", path=folder)
     positions = np.array([plane.position for plane in ordered])
     distances = (positions - positions[0]) @ normal
     step = _direction(positions, distances, ordered)
@@ -168,8 +168,10 @@ def _check_alike(planes: Sequence[Plane]) -> None:
     if np.abs(cosines).max() > PERPENDICULAR_TOLERANCE:
         message = "expected perpendicular unit vectors in ImageOrientationPatient, but others came"
         raise Refusal("E-ORIENTATION", message, path=first.header.path)
-    if min(first.pixel_spacing) <= 0:  # type: ignore[type-var]
-        raise Refusal("E-GEOMETRY", f"expected a positive pixel spacing, got {first.pixel_spacing}", path=first.header.path)
+    if np.min(first.pixel_spacing) <= 0:  # type: ignore[arg-type]
+        raise Refusal(
+            "E-GEOMETRY", f"expected a positive pixel spacing, got {first.pixel_spacing}", path=first.header.path
+        )
 
 
 def _axes(plane: Plane) -> tuple[np.ndarray, np.ndarray]:
@@ -196,7 +198,7 @@ def _group_by_position(order: Sequence[Plane]) -> list[tuple[Plane, ...]]:
 
 
 def _direction(positions: np.ndarray, distances: np.ndarray, planes: Sequence[Plane]) -> np.ndarray:
-    """mm of travel in LPS for every mm along the normal, shape (3,), after checking that it is the same everywhere."""
+    """Travel in LPS for every mm along the normal, shape (3,), after checking that it is the same everywhere."""
     tolerance = max(SPACING_TOLERANCE * distances[-1] / (len(planes) - 1), POSITION_TOLERANCE_MM)
     if (np.diff(distances) <= POSITION_TOLERANCE_MM).any():
         off = 1 + int(np.argmin(np.diff(distances)))
@@ -215,7 +217,7 @@ def _direction(positions: np.ndarray, distances: np.ndarray, planes: Sequence[Pl
 
 
 def _evenly_spaced(distances: np.ndarray, plane: Plane) -> bool:
-    """highdicom's verdict on the planes moved along themselves until one stands above the other."""
+    """What highdicom says about the planes moved along themselves until one stands above the other."""
     from highdicom.spatial import get_volume_positions
 
     straight = np.array(plane.position) + distances[:, None] * _normal(plane)
@@ -258,7 +260,9 @@ def _regular_grid(distances: np.ndarray, typical: float, folder: Path) -> np.nda
 
 def _gap_note(distances: np.ndarray, grid: np.ndarray) -> Note:
     message = f"{len(distances)} unevenly spaced slices were resampled to {len(grid)}, {grid[1]:.3f} mm apart"
-    return Note("flag", "F-GAP", f"{message}; the largest distance between two of them is {np.diff(distances).max():.2f} mm")
+    return Note(
+        "flag", "F-GAP", f"{message}; the largest distance between two of them is {np.diff(distances).max():.2f} mm"
+    )
 
 
 def _affine(first: Plane, step: np.ndarray) -> np.ndarray:

@@ -29,17 +29,36 @@ from monai_attention.errors import Refusal
 
 logger = logging.getLogger(__name__)
 
-GEOMETRY_TAGS = (
-    "NumberOfFrames FrameOfReferenceUID ImagePositionPatient ImageOrientationPatient PixelSpacing "
-    "SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence"
-).split()
-PIXEL_TAGS = (
-    "SOPClassUID SOPInstanceUID Rows Columns SamplesPerPixel PhotometricInterpretation BitsAllocated BitsStored "
-    "HighBit PixelRepresentation RescaleSlope RescaleIntercept ModalityLUTSequence DimensionIndexSequence"
-).split()
-SERIES_TAGS = "ImageType Modality SeriesInstanceUID SeriesNumber BurnedInAnnotation".split()
+GEOMETRY_TAGS = [
+    "NumberOfFrames",
+    "FrameOfReferenceUID",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "PixelSpacing",
+    "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence",
+]
+PIXEL_TAGS = [
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "Rows",
+    "Columns",
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "RescaleSlope",
+    "RescaleIntercept",
+    "ModalityLUTSequence",
+    "DimensionIndexSequence",
+]
+SERIES_TAGS = ["ImageType", "Modality", "SeriesInstanceUID", "SeriesNumber", "BurnedInAnnotation"]
 HEADER_TAGS = [*GEOMETRY_TAGS, *PIXEL_TAGS, *SERIES_TAGS]
 
+DICOM_ROOT = "1.2.840.10008."
+"""How all UIDs of the standard begin; others are private."""
 DICOMDIR = "1.2.840.10008.1.3.10"
 DERIVED_OBJECTS = {
     "1.2.840.10008.5.1.4.1.1.66.4",  # Segmentation
@@ -193,7 +212,10 @@ def _read_dataset(file: BinaryIO, tags: list[str] | None, pixels: bool) -> pydic
         implicit, little = dataset.original_encoding
         explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
         meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
-    for keyword, spare in (("SOPClassUID", "MediaStorageSOPClassUID"), ("SOPInstanceUID", "MediaStorageSOPInstanceUID")):
+    for keyword, spare in (
+        ("SOPClassUID", "MediaStorageSOPClassUID"),
+        ("SOPInstanceUID", "MediaStorageSOPInstanceUID"),
+    ):
         if not dataset.get(keyword) and meta.get(spare):
             setattr(dataset, keyword, meta[spare].value)
     return dataset
@@ -203,28 +225,38 @@ def _planes(path: Path, file: BinaryIO) -> tuple[Plane, ...] | Skip:
     try:
         dataset = _read_dataset(file, HEADER_TAGS, pixels=False)
         sop_class = str(dataset.get("SOPClassUID") or "")
-        rows, columns = int(dataset.get("Rows") or 0), int(dataset.get("Columns") or 0)
-    except Exception as error:  # whatever pydicom raises on a damaged header; its text may quote values
-        raise _truncated(path, f"the header cannot be read, {type(error).__name__}") from None
-    if sop_class == DICOMDIR or dataset.file_meta.get("MediaStorageSOPClassUID") == DICOMDIR:
-        return Skip.DIRECTORY
-    if sop_class in DERIVED_OBJECTS:
-        return Skip.DERIVED
-    # An image's file that ends before its pixels is damaged: leaving it out would shorten the series silently.
-    is_image = not sop_class or "Image Storage" in UID(sop_class).name
-    ended = file.tell() == path.stat().st_size and dataset.file_meta.TransferSyntaxUID != DeflatedExplicitVRLittleEndian
-    if not is_image and (ended or not (rows and columns)):
-        return Skip.NO_PIXELS
-    if not (rows and columns):
-        raise _truncated(path, "the header ends before the size of the image")
-    try:
-        header = _header(path, dataset, sop_class, (rows, columns))
+        if DICOMDIR in (sop_class, dataset.file_meta.get("MediaStorageSOPClassUID")):
+            return Skip.DIRECTORY
+        if sop_class in DERIVED_OBJECTS:
+            return Skip.DERIVED
+        size = int(dataset.get("Rows") or 0), int(dataset.get("Columns") or 0)
+        # An image's file that ends before its pixels is damaged: leaving it out would shorten the series silently.
+        if not _is_image(sop_class) and (0 in size or _ended(file, dataset)):
+            return Skip.NO_PIXELS
+        if 0 in size:
+            raise _truncated(path, "the header ends before the size of the image")
+        header = _header(path, dataset, sop_class, size)
         _check_pixels_are_there(path, file, header, int(dataset.get("BitsAllocated") or 8))
         return tuple(_plane(dataset, header, frame) for frame in range(header.frames))
-    except (TypeError, ValueError, AttributeError, IndexError) as error:
-        if isinstance(error, Refusal):
-            raise
-        raise _truncated(path, f"a header element cannot be understood, {type(error).__name__}") from None
+    except (Refusal, OSError, MemoryError):
+        raise
+    except Exception as error:  # whatever pydicom raises on a damaged header; its text may quote values
+        raise _truncated(path, f"the header cannot be read, {type(error).__name__}") from None
+
+
+def _is_image(sop_class: str) -> bool:
+    """Whether a class stands for images, as far as one can tell: also where its UID is cut short, or not there."""
+    known = UID(sop_class).name != sop_class
+    private = sop_class[: len(DICOM_ROOT)] != DICOM_ROOT[: len(sop_class)]
+    return "Image Storage" in UID(sop_class).name if known else not private
+
+
+def _ended(file: BinaryIO, dataset: pydicom.Dataset) -> bool:
+    """Whether nothing follows the header in the file, which stands where parsing stopped."""
+    at = file.tell()
+    ended = at == file.seek(0, 2) and dataset.file_meta.TransferSyntaxUID != DeflatedExplicitVRLittleEndian
+    file.seek(at)
+    return ended
 
 
 def _header(path: Path, dataset: pydicom.Dataset, sop_class: str, size: tuple[int, int]) -> Header:

@@ -56,7 +56,7 @@ def check_scalar(header: Header) -> None:
     if header.photometric == "MONOCHROME1" and header.modality in ("CT", "MR"):
         raise Refusal(
             "E-MONOCHROME1",
-            f"expected MONOCHROME2 in a {header.modality} series; whether MONOCHROME1 values are inverted depends on the reader",
+            f"expected MONOCHROME2 in a {header.modality} series, but MONOCHROME1 came, which some readers invert",
             path=header.path,
             remedy="export the series again without inverting its grey scale",
         )

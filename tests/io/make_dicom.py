@@ -89,13 +89,17 @@ def write_series(
     paths = []
     for number, index in enumerate(range(array_xyz.shape[2]) if slices is None else slices):
         dataset = _dataset(CLASSES[modality], modality)
-        _set(dataset, {**series, **study, "InstanceNumber": number + 1, **_plane(affine_ras, index), "SliceThickness": 1})
+        _set(
+            dataset, {**series, **study, "InstanceNumber": number + 1, **_plane(affine_ras, index), "SliceThickness": 1}
+        )
         _set(dataset, {"RescaleSlope": 1, "RescaleIntercept": 0, "ImageType": ["ORIGINAL", "PRIMARY", "AXIAL"]})
         _set(dataset, overrides, index)
         values = array_xyz[:, :, index]
         stored = (values - float(dataset.get("RescaleIntercept", 0))) / float(dataset.get("RescaleSlope", 1))
         _set_pixels(dataset, np.rint(stored.T).astype("<i2"))
-        _set(dataset, {key: value for key, value in overrides.items() if key in ("Rows", "Columns", "PixelData")}, index)
+        _set(
+            dataset, {key: value for key, value in overrides.items() if key in ("Rows", "Columns", "PixelData")}, index
+        )
         paths.append(_save(dataset, folder / f"{prefix}_{number:03d}.dcm", transfer_syntax))
     return paths
 
