@@ -113,9 +113,9 @@ def sweep_leftovers(folder: str | Path) -> list[Path]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write text as UTF-8 with Unix line ends."""
+    """Write text as UTF-8 with Unix line ends; what is no text (undecodable file names) is written as escapes."""
     with replacing(path) as temporary:
-        temporary.write_bytes(text.encode("utf-8"))
+        temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: str | Path, content: Any) -> None:
