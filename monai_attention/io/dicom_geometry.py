@@ -16,7 +16,7 @@ import numpy as np
 
 from monai_attention.errors import Refusal
 from monai_attention.io.dicom_headers import Plane
-from monai_attention.io.geometry import is_sheared, lps_to_ras
+from monai_attention.io.geometry import RAS_LPS, is_sheared, lps_to_ras
 from monai_attention.io.volume import Note
 
 ORIENTATION_TOLERANCE = 1e-4
@@ -265,12 +265,19 @@ def _gap_note(distances: np.ndarray, grid: np.ndarray) -> Note:
     )
 
 
-def _affine(first: Plane, step: np.ndarray) -> np.ndarray:
-    row, column = _axes(first)
-    between_rows, between_columns = first.pixel_spacing  # type: ignore[misc]
+def plane_affine(plane: Plane) -> np.ndarray:
+    """(column, row, 0) of a plane's pixel -> RAS mm, shape (4, 4); the third column is zero."""
+    row, column = _axes(plane)
+    between_rows, between_columns = plane.pixel_spacing  # type: ignore[misc]
     lps = np.eye(4)
     lps[:3, 0] = row / np.linalg.norm(row) * between_columns
     lps[:3, 1] = column / np.linalg.norm(column) * between_rows
-    lps[:3, 2] = step
-    lps[:3, 3] = first.position
+    lps[:3, 2] = 0
+    lps[:3, 3] = plane.position
     return lps_to_ras(lps)
+
+
+def _affine(first: Plane, step_lps: np.ndarray) -> np.ndarray:
+    affine = plane_affine(first)
+    affine[:3, 2] = RAS_LPS[:3, :3] @ step_lps
+    return affine
