@@ -81,7 +81,7 @@ def find_cases(inputs: Sequence[str | Path]) -> list[Case]:
     found: list[_Found] = []
     for given in inputs:
         path = Path(os.path.abspath(given))  # noqa: PTH100 - normalises `..` without following links
-        if path.is_dir():
+        if _is_folder(path):
             found += _in_folder(path)
         elif not os.path.lexists(path):
             raise Refusal("E-NOT-FOUND", "there is no such file or folder", path=path, remedy="check the path")
@@ -97,10 +97,9 @@ def find_cases(inputs: Sequence[str | Path]) -> list[Case]:
 
 def kind_of(path: Path) -> str | None:
     """How to read a path: `nifti`, `itk`, `zip` by the name, `dicom` for folders and DICOM files, else None."""
-    if path.is_dir():
+    if _is_folder(path):
         return "dicom"
-    by_name = _kind_by_name(path)
-    return by_name or ("dicom" if _is_dicom(path) else None)
+    return _kind_by_name(path) or ("dicom" if _is_dicom(path) else None)
 
 
 def strip_suffix(path: Path) -> Path:
@@ -119,10 +118,14 @@ def _is_dicom(path: Path) -> bool:
     from monai_attention.io import dicom
 
     try:
-        return path.is_file() and dicom.is_dicom(path)
+        return os.path.isfile(path) and dicom.is_dicom(path)  # noqa: PTH113 - as in _is_folder
     except OSError as error:
         logger.warning("%s: skipped, it cannot be opened (%s)", path, error.strerror)
         return False
+
+
+def _is_folder(path: Path) -> bool:
+    return os.path.isdir(path)  # noqa: PTH112 - Path.is_dir raises for a name that is too long
 
 
 def _in_folder(root: Path) -> list[_Found]:
@@ -154,7 +157,7 @@ def _files(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
     for entry in entries:
         if entry.name.startswith("."):
             continue
-        if entry.is_dir():
+        if _is_folder(entry):
             yield from _files(entry, seen)
         else:
             yield entry
@@ -231,7 +234,7 @@ def _named(found: Sequence[_Found]) -> list[Case]:
 def _safe(text: str) -> str:
     """A folder name for every file system: no separators, blanks or reserved characters, and not too long."""
     name = unicodedata.normalize("NFC", text).replace(os.sep, "__")
-    name = re.sub(r"[\s<>:\"/\\|?*\x00-\x1f\x7f\ud800-\udfff]+", "_", name).strip("._") or "case"
+    name = re.sub(r"[\s<>:\"/\\|?*\x00-\x1f\x7f\ud800-\udfff]+", "_", name).strip(".") or "case"
     packed = name.encode()
     if len(packed) <= MAX_ID_BYTES:
         return name

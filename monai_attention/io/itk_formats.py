@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+from monai_attention.errors import Refusal
 from monai_attention.io import content, itk_headers, payload
 from monai_attention.io.itk_headers import ItkHeader
 from monai_attention.io.volume import ReadOptions, Requirements, Volume
@@ -27,6 +28,8 @@ def read_header(path: Path, options: ReadOptions, requirements: Requirements | N
     with payload.opened(path) as file:
         try:
             header = PARSERS[path.suffix.lower()](file, path, requirements)
+        except Refusal:  # which is a ValueError too
+            raise
         except KeyError as error:
             raise itk_headers.corrupt(path, f"the header lacks or misspells {error}") from error
         except ValueError as error:

@@ -227,7 +227,9 @@ def _three(sizes: list[int], path: Path) -> tuple[int, int, int]:
     if len(sizes) != 3:
         raise Refusal("E-DIMENSIONS", f"expected a 3-D image, got size {sizes}", path=path, remedy="give a 3-D image")
     if min(sizes) < 1:
-        raise Refusal("E-TOO-SMALL", f"the image has no voxels: its size is {sizes}", path=path)
+        raise Refusal(
+            "E-TOO-SMALL", f"the image has no voxels: its size is {sizes}", path=path, remedy="export the image again"
+        )
     return sizes[0], sizes[1], sizes[2]
 
 

@@ -138,8 +138,10 @@ def _dtype(raw: Any, path: Path) -> np.dtype:
     code = int(raw["datatype"])
     try:
         dtype = raw.get_data_dtype()
-    except HeaderDataError as error:
-        raise Refusal("E-CORRUPT", f"datatype code {code} is none of NIfTI's", path=path) from error
+    except (KeyError, HeaderDataError) as error:
+        raise Refusal(
+            "E-CORRUPT", f"datatype code {code} is none of NIfTI's", path=path, remedy="export the image again"
+        ) from error
     if dtype.kind not in "iuf" or dtype.itemsize == 0:
         raise Refusal(
             "E-NOT-SCALAR",
@@ -159,7 +161,9 @@ def _dimensions(raw: Any, path: Path) -> tuple[tuple[int, int, int], int]:
         )
     sizes = [int(n) for n in raw["dim"][1 : rank + 1]]
     if min(sizes) < 1:
-        raise Refusal("E-TOO-SMALL", f"the image has no voxels: its size is {sizes}", path=path)
+        raise Refusal(
+            "E-TOO-SMALL", f"the image has no voxels: its size is {sizes}", path=path, remedy="export the image again"
+        )
     while len(sizes) > 3 and sizes[-1] == 1:
         sizes.pop()
     if not 3 <= len(sizes) <= 4:

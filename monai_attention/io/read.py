@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -91,7 +92,7 @@ def _kind(path: Path) -> str:
     kind = cases.kind_of(path)
     if kind is not None:
         return kind
-    if not path.exists():
+    if not os.path.lexists(path):
         raise Refusal("E-NOT-FOUND", "there is no such file or folder", path=path, remedy="check the path")
     raise Refusal("E-FORMAT", f"expected {cases.FORMATS}", path=path, remedy="convert the image to .nii.gz")
 
@@ -135,12 +136,14 @@ def _unpacked(path: Path, scratch: Path | None) -> Iterator[Path]:
 
     with tempfile.TemporaryDirectory(prefix="monai-attention-") as temporary:
         folder = Path(temporary) if scratch is None else Path(tempfile.mkdtemp(dir=scratch))
+        archives.extract(path, folder)
         try:
-            archives.extract(path, folder)
             inside = cases.find_cases([folder])
-            if len(inside) > 1 or inside[0].kind == "zip":
-                message = f"expected one image in the archive, got {len(inside)} ({inside[0].kind}, ...)"
-                raise Refusal("E-SEVERAL", message, path=path, remedy="unpack it and give the folder")
-            yield inside[0].path
+            if [case.kind for case in inside] in (["nifti"], ["itk"], ["dicom"]):
+                yield inside[0].path
+                return
+            found = ", ".join(str(case.path.relative_to(folder)) for case in inside[:5])
+            message = f"expected one image, got {len(inside)}: {found}"
+            raise Refusal("E-SEVERAL", message, path=path, remedy="unpack it and give the folder")
         except Refusal as error:
             raise Refusal(error.code, f"inside the archive: {error.message}", path=path, remedy=error.remedy) from error
