@@ -66,7 +66,8 @@ def preview(
     for name, axis, edges in PLANES:
         pixels_per_mm = _pixels_per_mm(labels.shape, steps, axis)
         grey = _on_screen(image, axis, index[axis])
-        grey = np.clip((np.nan_to_num(grey, nan=low) - low) * (255.0 / (high - low)), 0, 255).astype(np.uint8)
+        grey = np.nan_to_num(grey, nan=low, posinf=high, neginf=low).clip(low, high)
+        grey = ((grey - low) * (255.0 / (high - low))).astype(np.uint8)
         size = tuple(max(1, round(mm * pixels_per_mm)) for mm in np.delete(labels.shape * steps, axis))
         plain = Image.fromarray(grey).resize(size, Image.Resampling.BILINEAR).convert("RGB")
         marks = Image.fromarray(_on_screen(labels, axis, index[axis])).resize(size, Image.Resampling.NEAREST)

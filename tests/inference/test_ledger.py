@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -100,6 +101,24 @@ def test_row_53_the_claim_of_a_killed_process_is_retaken_by_exactly_one_of_many(
     holder.wait()
     assert sorted(answers) == [False] * 7 + [True]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_row_53_who_comes_too_late_to_a_retake_leaves_the_new_claim_alone(tmp_path, monkeypatch):
+    holder = killed_holder(tmp_path)
+    create = ledger._create
+
+    def while_another_retakes(path, owner):
+        if path.name != ledger.CLAIM:
+            (tmp_path / ledger.CLAIM).unlink()
+            create(tmp_path / ledger.CLAIM, replace(owner, token="the other's"))
+        return create(path, owner)
+
+    monkeypatch.setattr(ledger, "_create", while_another_retakes)
+    with claim(tmp_path) as mine:
+        assert not mine
+    holder.wait()
+    assert ledger._read(tmp_path / ledger.CLAIM).token == "the other's"
+    assert [p.name for p in tmp_path.iterdir()] == [ledger.CLAIM]
 
 
 def test_row_53_a_retake_that_was_itself_killed_does_not_block_the_case(tmp_path):

@@ -65,12 +65,13 @@ def test_planes_have_true_proportions_and_the_bar_its_length():
     assert (bar > 200).all(axis=-1).argmin() == 41  # 20 mm and its last tick
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("shape", [(1, 1, 1), (64, 64, 1), (2, 300, 5)])
-@pytest.mark.parametrize("fill", ["zeros", "nan", "noise"])
+@pytest.mark.parametrize("fill", ["zeros", "nan", "inf", "noise"])
 @pytest.mark.parametrize("label", [0, 255])
 def test_thin_empty_constant_and_broken_volumes_still_get_a_picture(shape, fill, label):
-    image = {"zeros": np.zeros, "nan": lambda s: np.full(s, np.nan), "noise": np.random.default_rng(0).random}[fill](
-        shape
+    image = {"zeros": np.zeros(shape), "nan": np.full(shape, np.nan), "inf": np.full(shape, np.inf)}.get(
+        fill, np.random.default_rng(0).random(shape)
     )
     affine = np.diag([0.5, 1.0, 12.0, 1.0])
     affine[1, 2] = 4.0  # sheared
