@@ -79,7 +79,8 @@ def load_weights(
         Refusal: `E-WEIGHTS-MISMATCH`, naming missing, unexpected and misshapen keys; and those of `read_state_dict`.
     """
     state, digest = _read(Path(path), sha256, size)
-    layout, dropped = layout or _layout_for(state, network), ()
+    layout = layout or _layout_for(state, network)
+    dropped: tuple[str, ...] = ()
     if layout is not None:
         state, dropped = convert(state, layout, network)
         logger.info("converted from %s; %d unused keys dropped", layout, len(dropped))
