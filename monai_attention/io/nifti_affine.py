@@ -97,13 +97,9 @@ def _expect_agreement(raw: Any, sform: np.ndarray, qform: np.ndarray, shape: tup
     apart = np.linalg.norm(geometry.corners(sform, shape) - geometry.corners(qform, shape), axis=1).max()
     a = _quaternion(raw, path)[0]
     turn = 2 * (np.sqrt(a * a + QUATERNION_ROUNDING) - a)
-    mirrored = np.linalg.det(sform[:3, :3]) * np.linalg.det(qform[:3, :3]) < 0
-    if mirrored or apart > CONFLICT * spacing.min() + turn * np.linalg.norm(spacing * shape):
-        raise Refusal(
-            "E-AFFINE-CONFLICT",
-            f"sform and qform put a corner of the image {apart:.3g} mm apart" + (", mirrored" if mirrored else ""),
-            path=path,
-        )
+    if apart > CONFLICT * spacing.min() + turn * np.linalg.norm(spacing * shape):
+        message = f"sform and qform put a corner of the image {apart:.3g} mm apart"
+        raise Refusal("E-AFFINE-CONFLICT", message, path=path)
 
 
 def _sform(raw: Any, path: Path) -> np.ndarray:
