@@ -30,7 +30,7 @@ setup(
         "pydicom>=3.0.2",
         "highdicom>=0.27",
         "itk>=5.4",
-        "pillow>=10",
+        "pillow>=10.1",
         "tqdm>=4.60",
     ],
     extras_require={

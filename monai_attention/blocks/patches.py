@@ -19,7 +19,9 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
 
 def crop_to(x: Tensor, size: Sequence[int]) -> Tensor:
     """The first `size` voxels of each spatial axis of (B, C, *S)."""
-    return x[(..., *(slice(n) for n in size))]
+    for axis, n in enumerate(size, start=2):
+        x = x.narrow(axis, 0, n)
+    return x
 
 
 def interpolate_grid(table: Tensor, grid: Sequence[int]) -> Tensor:

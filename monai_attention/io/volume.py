@@ -52,7 +52,8 @@ class Volume:
     @property
     def shape(self) -> tuple[int, int, int]:
         """Voxels along x, y, z."""
-        return tuple(self.array.shape[1:])  # type: ignore[return-value]
+        x, y, z = self.array.shape[1:]
+        return x, y, z
 
     def noting(self, *notes: Note) -> Volume:
         """The same volume with more notes."""

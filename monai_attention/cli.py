@@ -1,0 +1,241 @@
+"""The command `monai-attention`: parse, call one public function, print. Heavy imports happen inside the verbs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from monai_attention import __version__
+from monai_attention.errors import Refusal
+
+if TYPE_CHECKING:
+    from monai_attention.inference.segment import CaseResult
+    from monai_attention.io.volume import ReadOptions
+
+OK, SOME_REFUSED, WRONG_ARGUMENTS = 0, 1, 2
+"""Exit codes."""
+
+DEFAULT_BUNDLE = "brain_mri_tissue_flexunetr"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code: 0 all fine, 1 some cases refused or failed, 2 wrong arguments."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(levelname)s %(message)s")
+    try:
+        return options.verb(options)
+    except Refusal as refusal:
+        print(f"monai-attention: {refusal}", file=sys.stderr)
+        return WRONG_ARGUMENTS
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on with the cases that are not finished", file=sys.stderr)
+        return SOME_REFUSED
+    except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+
+
+# The verbs
+
+
+def segment(options: argparse.Namespace) -> int:
+    """Segment cases and print their verdicts."""
+    from monai_attention.bundle_config import parse_override
+    from monai_attention.inference.segment import segment as run
+
+    results = run(
+        options.inputs,
+        options.output,
+        bundle=options.bundle,
+        device=options.device,
+        options=_read_options(options),
+        formats=options.format,
+        overwrite=options.overwrite,
+        part=options.part,
+        trust_bundle=options.trust_bundle,
+        overrides=dict(parse_override(setting) for setting in options.set),
+        progress=not options.quiet,
+    )
+    return _print_results(results, options.output)
+
+
+def check(options: argparse.Namespace) -> int:
+    """Judge inputs without segmenting them."""
+    from monai_attention import bundles
+    from monai_attention.io.check import check as run
+    from monai_attention.io.check import format_table
+
+    requirements = bundles.requirements(options.bundle) if options.bundle else None
+    verdicts = run(
+        options.inputs, requirements=requirements, options=_read_options(options), headers_only=not options.full
+    )
+    if options.json:
+        print(json.dumps([verdict.to_json() for verdict in verdicts], indent=2, ensure_ascii=False))
+    else:
+        print(format_table(verdicts))
+    return SOME_REFUSED if any(verdict.verdict == "refused" for verdict in verdicts) else OK
+
+
+def list_bundles(options: argparse.Namespace) -> int:
+    """List the packaged bundles."""
+    from monai_attention import bundles
+
+    for info in bundles.list_bundles():
+        print(f"{info.name:32} {info.version:8} {'trained' if info.trained else 'NO WEIGHTS':10} {info.task}")
+    return OK
+
+
+def bundle_info(options: argparse.Namespace) -> int:
+    """Describe a bundle."""
+    from monai_attention import bundles
+
+    print(bundles.describe(bundles.info(options.bundle)))
+    return OK
+
+
+def bundle_verify(options: argparse.Namespace) -> int:
+    """Check a bundle."""
+    from monai_attention.bundle_verify import verify
+
+    verification = verify(options.bundle, full=options.full)
+    for one in verification.checks:
+        print(f"{'ok  ' if one.ok else 'FAIL'} {one.name}: {one.message}")
+    return OK if verification.ok else SOME_REFUSED
+
+
+def demo(options: argparse.Namespace) -> int:
+    """Make a phantom head, segment it, say where to look."""
+    from monai_attention.inference.demo import make_phantom
+    from monai_attention.inference.segment import segment as run
+
+    output = Path(options.output)
+    print("making a phantom head (formulas, no patient) ...", flush=True)
+    phantom = make_phantom(output / "phantom_head.nii.gz")
+    print("segmenting it with the packaged bundle ...", flush=True)
+    results = run(phantom, output / "segmentation", progress=not options.quiet)
+    return _print_results(results, output / "segmentation")
+
+
+def _print_results(results: Sequence[CaseResult], output: str | Path) -> int:
+    for result in results:
+        again = " (finished before)" if result.resumed else ""
+        print(f"{result.verdict:8} {result.case_id}{again}")
+        if result.code:
+            print(f"         {result.code} {result.message}" + (f" ({result.remedy})" if result.remedy else ""))
+        for name, ml in result.volumes_ml.items():
+            print(f"         {name:32} {ml:10.1f} mL")
+    counts = ", ".join(
+        f"{sum(result.verdict == verdict for result in results)} {verdict}" for verdict in ("ok", "flagged", "refused")
+    )
+    print(f"{len(results)} cases: {counts}\nlook at {Path(output) / 'report.html'}")
+    return SOME_REFUSED if any(result.verdict == "refused" for result in results) else OK
+
+
+# Arguments
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="monai-attention",
+        description="Attention networks for 3-D medical volumes. For research; not a medical device.",
+        epilog="example: monai-attention segment t1.nii.gz -o results",
+    )
+    parser.add_argument("--version", action="version", version=f"monai_attention {__version__}")
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+
+    one = _verb(verbs, "segment", segment, "segment files, DICOM folders, zips or whole cohorts")
+    one.epilog = "example: monai-attention segment study/ scans/*.nii.gz -o results --format nifti,dicom-seg"
+    _add_inputs(one)
+    one.add_argument("-o", "--output", required=True, help="folder for the results; finished cases there are kept")
+    one.add_argument("--bundle", default=DEFAULT_BUNDLE, help="name, folder or zip (default: %(default)s)")
+    one.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
+    one.add_argument(
+        "--format", type=_formats, default=("nifti",), help="nifti, dicom-seg or both with a comma (default: nifti)"
+    )
+    one.add_argument("--overwrite", action="store_true", help="do finished cases again")
+    one.add_argument("--part", type=_part, default=(1, 1), metavar="i/n", help="only the i-th of n parts of the cases")
+    one.add_argument("--trust-bundle", action="store_true", help="run whatever code the bundle's configuration names")
+    one.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting: inferer::overlap=0.25"
+    )
+
+    one = _verb(verbs, "check", check, "judge inputs in seconds, without segmenting them")
+    one.epilog = "example: monai-attention check scans/ --bundle brain_mri_tissue_flexunetr --json"
+    _add_inputs(one)
+    one.add_argument("--bundle", help="also compare with what this bundle accepts")
+    one.add_argument("--full", action="store_true", help="read the voxels too, not only the headers")
+    one.add_argument("--json", action="store_true", help="print JSON")
+
+    several = verbs.add_parser("bundles", help="list, describe and verify bundles")
+    actions = several.add_subparsers(metavar="ACTION", required=True)
+    _verb(actions, "list", list_bundles, "the packaged bundles")
+    for name, verb, text in (
+        ("info", bundle_info, "what a bundle does, and what it accepts"),
+        ("verify", bundle_verify, "check a bundle's files, hashes and configuration"),
+    ):
+        one = _verb(actions, name, verb, text)
+        one.epilog = f"example: monai-attention bundles {name} {DEFAULT_BUNDLE}"
+        one.add_argument("bundle", help="name, folder or zip")
+    one.add_argument("--full", action="store_true", help="also load the weights and run the network")
+
+    one = _verb(verbs, "demo", demo, "segment a phantom head, to see what comes out")
+    one.epilog = "example: monai-attention demo"
+    one.add_argument("-o", "--output", default="demo_output", help="folder for the results (default: %(default)s)")
+    return parser
+
+
+def _verb(verbs: argparse._SubParsersAction, name: str, verb: object, text: str) -> argparse.ArgumentParser:
+    one: argparse.ArgumentParser = verbs.add_parser(name, help=text, description=text)
+    one.add_argument("-v", "--verbose", action="store_true", help="log what is being done")
+    one.add_argument("-q", "--quiet", action="store_true", help="no progress bars")
+    one.set_defaults(verb=verb)
+    return one
+
+
+def _add_inputs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("inputs", nargs="+", metavar="IN", help="file, DICOM folder, zip, folder of cases, or CSV")
+    parser.add_argument("--series", metavar="UID", help="the DICOM series to take where there are several")
+    parser.add_argument("--allow-gaps", action="store_true", help="fill missing DICOM slices, flagged")
+    parser.add_argument("--affine", choices=("sform", "qform"), help="which to believe where a NIfTI has two")
+    parser.add_argument("--volume", type=int, metavar="k", help="which volume of a 4-D image, counted from 0")
+    parser.add_argument("--max-memory", type=_bytes, metavar="SIZE", help="refuse what needs more, for example 6GB")
+
+
+def _read_options(options: argparse.Namespace) -> ReadOptions:
+    from monai_attention.io.volume import ReadOptions
+
+    return ReadOptions(
+        series=options.series,
+        allow_gaps=options.allow_gaps,
+        affine=options.affine,
+        volume=options.volume,
+        max_memory=options.max_memory,
+    )
+
+
+def _formats(text: str) -> tuple[str, ...]:
+    formats = tuple(text.split(","))
+    if unknown := set(formats) - {"nifti", "dicom-seg"}:
+        raise argparse.ArgumentTypeError(f"expected nifti, dicom-seg or both; got {', '.join(sorted(unknown))}")
+    return formats
+
+
+def _part(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise argparse.ArgumentTypeError(f"expected i/n with i from 1 to n, for example 2/8; got {text!r}")
+    return int(match[1]), int(match[2])
+
+
+def _bytes(text: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)B?", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"expected a size, for example 6GB; got {text!r}")
+    return int(float(match[1]) * 1000 ** " kMGT".index(match[2] or " "))

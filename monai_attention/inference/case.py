@@ -1,0 +1,158 @@
+"""One case of a run: read, predict, write, and the record of how it went."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from monai_attention.bundles import LoadedBundle
+from monai_attention.errors import Refusal
+from monai_attention.inference.phases import Phases
+from monai_attention.inference.predict import predict
+from monai_attention.io import write
+from monai_attention.io.cases import Case
+from monai_attention.io.read import read
+from monai_attention.io.volume import Note, ReadOptions, Volume
+from monai_attention.report.manifest import describe_grid
+from monai_attention.report.preview import preview, write_preview
+from monai_attention.report.tables import measure, write_volumes
+
+logger = logging.getLogger(__name__)
+
+OUTPUTS = {
+    "labels": "labels.nii.gz",
+    "classes": "labels.json",
+    "volumes": "volumes.csv",
+    "preview": "preview.png",
+    "dicom_seg": "labels.dcm",
+}
+"""Files of a case by kind."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all cases of a run share.
+
+    Args:
+        bundle: its network is on `device`.
+        device: where the network runs.
+        options: choices about inputs that cannot be read unambiguously.
+        formats: see `monai_attention.inference.segment.segment`.
+        overrides: of the bundle's settings, for the record.
+    """
+
+    bundle: LoadedBundle
+    device: torch.device
+    options: ReadOptions
+    formats: tuple[str, ...] = ("nifti",)
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+
+def run_case(case: Case, folder: Path, settings: Settings, *, progress: bool = False) -> dict[str, Any]:
+    """Segment one case into its folder; whatever goes wrong with it becomes its verdict.
+
+    Returns:
+        The record, see `monai_attention.report.manifest.CaseRecord`.
+    """
+    bundle, phases = settings.bundle, Phases(settings.device)
+    record: dict[str, Any] = {
+        "case_id": case.id,
+        "device": str(phases.device),
+        "bundle": {"name": bundle.name, "version": bundle.version, "weights_sha256": bundle.weights_sha256},
+        "parameters": {"formats": list(settings.formats), "overrides": dict(settings.overrides)},
+    }
+    try:
+        with tempfile.TemporaryDirectory(prefix="monai-attention-") as scratch:
+            record |= _segment_case(case, folder, settings, phases, Path(scratch), progress)
+    except Refusal as refusal:
+        if refusal.code in ("E-DISK-FULL", "E-READ-ONLY"):
+            raise  # the next case could not be written either
+        record |= _refused(refusal.code, refusal.message, refusal.path or case.path, refusal.remedy)
+    except MemoryError:
+        message = "there was not enough memory for this case"
+        record |= _refused("E-MEMORY", message, case.path, "crop the image or close other programs")
+    except Exception as error:  # a fault of ours must not stop the other cases; it is reported, not hidden
+        logger.exception("%s: internal error", case.path)
+        message = f"internal error: {type(error).__name__}"
+        record |= _refused("E-INTERNAL", message, case.path, "please report it with the log of this run")
+    if record["verdict"] == "refused":
+        for name in OUTPUTS.values():
+            (folder / name).unlink(missing_ok=True)  # nothing of an earlier or half-done result stays
+    record["seconds"], record["peak_memory_mb"] = phases.seconds, phases.peak_memory_mb
+    return record
+
+
+def _segment_case(
+    case: Case, folder: Path, settings: Settings, phases: Phases, scratch: Path, progress: bool
+) -> dict[str, Any]:
+    bundle, options = settings.bundle, settings.options
+    with phases.phase("read"):
+        volume = read(case.path, options, bundle.requirements, scratch=scratch)
+    with _window_bar(case.id, progress) as on_window:
+        labels = predict(volume, bundle, phases, max_memory=options.max_memory, on_window=on_window)
+    with phases.phase("write"):
+        return _write_case(case, folder, settings, volume, labels)
+
+
+def _write_case(case: Case, folder: Path, settings: Settings, volume: Volume, labels: np.ndarray) -> dict[str, Any]:
+    """Write the outputs of a case; the part of its record that they fill."""
+    bundle = settings.bundle
+    notes = list(volume.notes)
+    if not labels.any():
+        notes.append(Note("flag", "F-EMPTY", "nothing was found: every voxel is background"))
+    kinds = ["labels", "classes", "volumes", "preview"]
+    volumes = measure(labels, volume.affine, bundle.classes)
+    write.write_labels(folder / OUTPUTS["labels"], labels, volume.affine)
+    write.write_json(folder / OUTPUTS["classes"], {str(label): name for label, name in bundle.classes.items()})
+    write_volumes(folder / OUTPUTS["volumes"], [{"case_id": case.id, "volumes": volumes}])
+    write_preview(folder / OUTPUTS["preview"], preview(volume.array[0], labels, volume.affine, bundle.classes))
+    if "dicom-seg" in settings.formats:
+        if volume.slice_files:
+            from monai_attention.io.dicom_seg import Segment, write_segmentation
+
+            segments = [Segment(label, name) for label, name in bundle.classes.items() if label]
+            write_segmentation(
+                folder / OUTPUTS["dicom_seg"],
+                labels,
+                volume,
+                segments,
+                algorithm_name=bundle.name,
+                algorithm_version=bundle.version,
+            )
+            kinds.append("dicom_seg")
+        else:
+            notes.append(Note("info", "I-NO-SEG", "the input is not DICOM, so there is no DICOM SEG"))
+    flags = [note for note in notes if note.kind == "flag"]
+    return {
+        "verdict": "flagged" if flags else "ok",
+        **({"code": flags[0].code, "message": flags[0].message} if flags else {}),
+        "notes": [asdict(note) for note in notes],
+        "geometry": describe_grid(volume.shape, volume.affine),
+        "volumes": volumes,
+        "outputs": {kind: OUTPUTS[kind] for kind in kinds},
+    }
+
+
+def _refused(code: str, message: str, path: Path, remedy: str) -> dict[str, Any]:
+    return {"verdict": "refused", "code": code, "message": message, "path": str(path), "remedy": remedy}
+
+
+@contextmanager
+def _window_bar(name: str, progress: bool) -> Iterator[Callable[[int, int | None], None]]:
+    """A bar that counts windows of one case and disappears when they are done."""
+    with tqdm(desc=name[-30:], unit="window", leave=False, disable=not progress) as bar:
+
+        def advance(done: int, total: int | None) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield advance

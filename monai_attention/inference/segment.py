@@ -1,0 +1,237 @@
+"""Segment one case or a cohort: volumes in, labels, tables, pictures and verdicts out."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from monai_attention import __version__, bundles
+from monai_attention.inference import ledger
+from monai_attention.io.cases import Case, find_cases
+from monai_attention.io.volume import ReadOptions
+from monai_attention.io.write import check_writable
+from monai_attention.report.manifest import write_record
+from monai_attention.report.page import write_report
+from monai_attention.report.tables import write_volumes
+
+if TYPE_CHECKING:
+    from monai_attention.inference.case import Settings
+
+DEFAULT_BUNDLE = "brain_mri_tissue_flexunetr"
+FORMATS = ("nifti", "dicom-seg")
+WAIT_SECONDS = 1.0
+"""Pause between looks at cases that another process is working on."""
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """What became of one case.
+
+    Args:
+        case_id: name of the case, and of its folder in the output folder.
+        verdict: `ok`, `flagged` (there is a result; look at it) or `refused`.
+        code: of the refusal or of the first flag, else "".
+        message: what was wrong, else "".
+        remedy: what to do about it, else "".
+        outputs: files by kind: `labels`, `classes`, `volumes`, `preview`, `dicom_seg`.
+        volumes_ml: class name -> mL.
+        seconds: by phase.
+        resumed: whether the result was there already.
+    """
+
+    case_id: str
+    verdict: str
+    code: str = ""
+    message: str = ""
+    remedy: str = ""
+    outputs: Mapping[str, Path] = field(default_factory=dict)
+    volumes_ml: Mapping[str, float] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    resumed: bool = False
+
+
+def segment(
+    inputs: str | Path | Sequence[str | Path],
+    output: str | Path,
+    *,
+    bundle: str | Path = DEFAULT_BUNDLE,
+    device: str | None = None,
+    options: ReadOptions | None = None,
+    formats: Sequence[str] = ("nifti",),
+    overwrite: bool = False,
+    part: tuple[int, int] = (1, 1),
+    trust_bundle: bool = False,
+    overrides: Mapping[str, Any] | None = None,
+    progress: bool = False,
+) -> list[CaseResult]:
+    """Segment files, DICOM folders, zips, folders of cases or tables of them.
+
+    Each case gets a folder in `output` with `labels.nii.gz` (uint8, on the grid of the input), `labels.json` (class
+    names), `volumes.csv`, `preview.png`, `run.json`, and `labels.dcm` if asked for and the input is DICOM. Over all
+    cases there are `volumes.csv` and `report.html`. Cases that have a result (same input, bundle and options) are not
+    done again, refused ones are; several processes may work on one output folder.
+
+    Args:
+        inputs: see `monai_attention.io.cases.find_cases`.
+        output: folder, made if needed.
+        bundle: name of a packaged bundle, or path of a folder or zip.
+        device: torch device; None takes CUDA if there is one, else the CPU.
+        options: choices about inputs that cannot be read unambiguously, and `max_memory` in bytes.
+        formats: some of `nifti` (always written) and `dicom-seg`.
+        overwrite: do finished cases again.
+        part: (i, n) does the i-th of n parts of the cases, counted from 1.
+        trust_bundle: run the bundle's configuration whatever code it names.
+        overrides: settings of the bundle to change, see `monai_attention.bundles.load`.
+        progress: show bars on standard error.
+
+    Returns:
+        One result a case of this part, in the order of the inputs.
+
+    Raises:
+        Refusal: the inputs cannot be listed, the output cannot be written, or the bundle cannot be loaded. A case that
+            cannot be segmented raises nothing: its result says so.
+    """
+    options = options or ReadOptions()
+    output = Path(output).absolute()
+    if unknown := set(formats) - set(FORMATS):
+        raise ValueError(f"formats must be some of {FORMATS}; got {sorted(unknown)}")
+    given = [inputs] if isinstance(inputs, str | Path) else inputs
+    cases = {case.id: case for case in find_cases(given) if not case.path.is_relative_to(output)}
+    mine = [cases[case_id] for case_id in ledger.part(cases, *part)]
+    check_writable(output)
+    info = bundles.info(bundle)
+    parameters = {
+        "program": __version__,
+        "bundle": [info.name, info.version, info.weights_sha256],
+        "options": {key: value for key, value in asdict(options).items() if key != "max_memory"},
+        "formats": sorted(formats),
+        "overrides": dict(overrides or {}),
+    }
+    fingerprints = {case.id: _fingerprint(case, parameters) for case in mine}
+    make_settings = functools.partial(_settings, bundle, trust_bundle, overrides or {}, device, options, formats)
+    run = _Run(make_settings, progress, overwrite)
+    records = _work_off(mine, output, fingerprints, run)
+    results = [_result(records[case.id], output, case.id in run.done) for case in mine]
+    _summarise(output, [records[case.id] for case in mine], info)
+    return results
+
+
+@dataclass
+class _Run:
+    """What this process needs for cases, made when the first one is worked on, and the cases it worked on."""
+
+    make_settings: Callable[[], Settings]
+    progress: bool
+    overwrite: bool
+    started: str = field(default_factory=lambda: now())
+    done: set[str] = field(default_factory=set)
+
+    @functools.cached_property
+    def settings(self) -> Settings:
+        return self.make_settings()
+
+    def accepts(self, record: Mapping[str, Any] | None) -> bool:
+        """Whether a finished case stays as it is: refused ones get another chance, but only one in each run."""
+        if record is None:
+            return False
+        return record["finished_at"] >= self.started or not (self.overwrite or record["verdict"] == "refused")
+
+
+def _settings(
+    bundle: str | Path,
+    trust: bool,
+    overrides: Mapping[str, Any],
+    device: str | None,
+    options: ReadOptions,
+    formats: Sequence[str],
+) -> Settings:
+    """Load the bundle; imports torch and monai, which takes seconds."""
+    import torch
+
+    from monai_attention.inference.case import Settings
+
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    loaded = bundles.load(bundle, trust=trust, overrides=overrides)
+    loaded.network.to(place)
+    return Settings(loaded, place, options, tuple(formats), overrides)
+
+
+def _work_off(
+    cases: Sequence[Case], output: Path, fingerprints: Mapping[str, str], run: _Run
+) -> dict[str, dict[str, Any]]:
+    """Bring every case to a record, by this process or by another one on the same folder."""
+    records: dict[str, dict[str, Any]] = {}
+    with tqdm(total=len(cases), desc="cases", unit="case", disable=not run.progress) as bar:
+        while pending := [case for case in cases if case.id not in records]:
+            before = len(records)
+            for case in pending:
+                folder = output / case.id
+                record = ledger.finished_record(folder, fingerprints[case.id])
+                if not run.accepts(record):
+                    _ = run.settings  # a bundle that cannot be loaded stops the run, not a case
+                    record = _claimed(case, folder, fingerprints[case.id], run)
+                if record is not None:
+                    records[case.id] = record
+                    bar.update()
+            if len(records) == before:
+                time.sleep(WAIT_SECONDS)  # another process has claimed all that is left
+    return records
+
+
+def _claimed(case: Case, folder: Path, fingerprint: str, run: _Run) -> dict[str, Any] | None:
+    """The record of a case after working on it, or None if another process is at it."""
+    from monai_attention.inference.case import run_case
+
+    with ledger.claim(folder) as mine:
+        if not mine:
+            return None
+        record = ledger.finished_record(folder, fingerprint)  # by another process, between our look and our claim
+        if not run.accepts(record):
+            ledger.start_over(folder)
+            run.done.add(case.id)
+            record = run_case(case, folder, run.settings, progress=run.progress)
+            record |= {"fingerprint": fingerprint, "finished_at": now()}
+            write_record(folder / ledger.RECORD, record)
+        return record
+
+
+def now() -> str:
+    """The time, ISO 8601, UTC; such texts sort like the times."""
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+
+
+def _fingerprint(case: Case, parameters: Mapping[str, Any]) -> str:
+    """See `ledger.fingerprint`; an input that vanished has one too, its reading gives the verdict."""
+    try:
+        return ledger.fingerprint([case.path], parameters)
+    except FileNotFoundError:
+        return ledger.fingerprint([], {**parameters, "missing": str(case.path)})
+
+
+def _result(record: Mapping[str, Any], output: Path, done_now: bool) -> CaseResult:
+    return CaseResult(
+        case_id=record["case_id"],
+        verdict=record["verdict"],
+        code=record.get("code", ""),
+        message=record.get("message", ""),
+        remedy=record.get("remedy", ""),
+        outputs={kind: output / record["case_id"] / name for kind, name in record.get("outputs", {}).items()},
+        volumes_ml={name: volume["ml"] for name, volume in record.get("volumes", {}).items()},
+        seconds=record.get("seconds", {}),
+        resumed=not done_now,
+    )
+
+
+def _summarise(output: Path, records: Sequence[Mapping[str, Any]], info: bundles.BundleInfo) -> None:
+    """Write the table and the page over all cases."""
+    write_volumes(output / "volumes.csv", records)
+    seconds = sum(sum(record.get("seconds", {}).values()) for record in records)
+    summary = {"bundle": f"{info.name} {info.version}", "task": info.task, "seconds in all": round(seconds, 1)}
+    write_report(output / "report.html", records, summary)
