@@ -125,6 +125,11 @@ def choose(scan: Scan, options: ReadOptions = DEFAULTS, requirements: Requiremen
         notes.append(Note("info", "I-SERIES", f"{what}: {chosen.modality}, {len(chosen.planes)} images"))
     if scan.skipped:
         notes.append(Note("info", "I-SKIPPED", f"skipped files: {_counts(scan.skipped)}"))
+    if scan.skipped.get(Skip.UNREADABLE):
+        what = (
+            f"{scan.skipped[Skip.UNREADABLE]} files cannot be opened; slices at the ends of the series may be missing"
+        )
+        notes.append(Note("flag", "F-UNREADABLE", what))
     return replace(chosen, notes=(*chosen.notes, *notes))
 
 

@@ -7,15 +7,18 @@ only output that carries the patient's fields: the standard requires them, and c
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import highdicom
 import numpy as np
+from highdicom import PatientSexValues
 from pydicom import Dataset
 from pydicom.sr.coding import Code
 from pydicom.uid import generate_uid
+from pydicom.valuerep import DA, TM
 
 import monai_attention
 from monai_attention.errors import Refusal
@@ -35,18 +38,18 @@ LONGEST_TEXT = 64
 """Characters in a DICOM long string (VR LO)."""
 ANATOMY = Code("123037004", "SCT", "Anatomical Structure")
 """What a segment is called when nothing more exact is known."""
-PATIENT_AND_STUDY = (
-    "PatientID",
-    "PatientName",
-    "PatientBirthDate",
-    "PatientSex",
-    "AccessionNumber",
-    "StudyID",
-    "StudyDate",
-    "StudyTime",
-    "ReferringPhysicianName",
-)
-"""Fields that a Segmentation must have, if only empty."""
+PATIENT_AND_STUDY: dict[str, Callable[[str], object]] = {
+    "PatientID": str,
+    "PatientName": str,
+    "PatientBirthDate": DA,
+    "PatientSex": PatientSexValues,
+    "AccessionNumber": str,
+    "StudyID": str,
+    "StudyDate": DA,
+    "StudyTime": TM,
+    "ReferringPhysicianName": str,
+}
+"""Fields that a Segmentation must have, if only empty, and what reads them."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ def write_segmentation(
         family=Code("123109", "DCM", "Artificial Intelligence"),
         version=algorithm_version[:LONGEST_TEXT],
     )
-    with discreet(Path(path)):
+    with discreet(Path(path)), _naming_the_source(volume):
         segmentation = highdicom.seg.Segmentation(
             source_images=sources,
             pixel_array=frames,
@@ -127,8 +130,8 @@ def write_segmentation(
             series_description=f"Segmentation by {algorithm_name}"[:LONGEST_TEXT],
             specific_character_set="ISO_IR 192",
         )
-        with replacing(path) as temporary:
-            segmentation.save_as(temporary)
+    with discreet(Path(path)), replacing(path) as temporary:
+        segmentation.save_as(temporary)
 
 
 def labels_on_plane(labels: np.ndarray, affine: np.ndarray, plane: Plane) -> np.ndarray:
@@ -198,16 +201,17 @@ def _sources(planes: Sequence[Plane]) -> list[Dataset]:
     """The source data sets without pixels, made fit to be referred to.
 
     What highdicom insists on and real files may lack is filled in: emptied UIDs with stand-ins made from the image's
-    own UID, required fields with nothing, an orientation that jitters in its last digit with the first image's.
+    own UID, missing or malformed fields with nothing, an orientation that jitters in its last digit with that of the
+    first image.
     """
     sources = []
     for path in dict.fromkeys(plane.header.path for plane in planes):
         with discreet(path):
             source = read_dataset(path)
             source.decode()
-        for keyword in PATIENT_AND_STUDY:
-            if keyword not in source:
-                setattr(source, keyword, None)
+            for keyword, reads in PATIENT_AND_STUDY.items():
+                if not _readable(source, keyword, reads):
+                    setattr(source, keyword, None)
         sources.append(source)
     first = sources[0]
     stand_ins = {
@@ -224,6 +228,33 @@ def _sources(planes: Sequence[Plane]) -> list[Dataset]:
             source.ImageOrientationPatient = first.ImageOrientationPatient
     _share_orientation(first)
     return sources
+
+
+def _readable(source: Dataset, keyword: str, reads: Callable[[str], object]) -> bool:
+    """Whether a field is there, and empty or well-formed."""
+    try:
+        if source[keyword].value:
+            reads(str(source[keyword].value))
+    except KeyError:
+        return False
+    except ValueError:  # its text quotes the value
+        logger.warning("the malformed %s of a source image was left out", keyword)
+        return False
+    return True
+
+
+@contextmanager
+def _naming_the_source(volume: Volume) -> Iterator[None]:
+    """Turns what highdicom says about source images it cannot work with into a refusal that quotes none of it."""
+    try:
+        yield
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise Refusal(
+            "E-SEG",
+            f"expected source images that a Segmentation can refer to, but {type(error).__name__} came of them",
+            path=volume.source,
+            remedy="write NIfTI instead",
+        ) from None
 
 
 def _share_orientation(source: Dataset) -> None:

@@ -139,6 +139,7 @@ def write_enhanced(
         stack = _item(StackID="1", InStackPositionNumber=number + 1, DimensionIndexValues=[1, number + 1])
         group = _item(PlanePositionSequence=[place], PixelValueTransformationSequence=[rescale])
         group.FrameContentSequence = [stack]
+        group.FrameVOILUTSequence = [_item(WindowCenter=5, WindowWidth=3)]
         groups.append(group)
         frames.append(np.rint((array_xyz[:, :, index].T + 10) / slopes(index)).astype("<i2"))
     dataset.PerFrameFunctionalGroupsSequence = groups

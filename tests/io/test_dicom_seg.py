@@ -1,5 +1,8 @@
 """DICOM SEG round trips: other readers find every label in its place in the patient."""
 
+import traceback
+import warnings
+
 import highdicom
 import numpy as np
 import pydicom
@@ -112,6 +115,34 @@ def test_row_60_the_patient_goes_into_the_segmentation_and_nowhere_else(tmp_path
     assert segmentation.PatientID == f"{CANARY}-ID"
     assert segmentation.PatientName == "Müller^Jürgen"
     assert not any(CANARY in text or "Müller" in text for text in caplog.messages)
+
+
+@pytest.mark.parametrize("keyword", ["PatientBirthDate", "PatientSex", "PatientID", "StudyTime"])
+def test_row_60_malformed_patient_fields_are_not_quoted(tmp_path, labels, caplog, keyword):
+    caplog.set_level("DEBUG")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        write_series(tmp_path / "in", np.zeros(SHAPE), AFFINE, **{keyword: CANARY * 10})
+    caplog.clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        write_segmentation(
+            tmp_path / "out", labels, dicom.read(tmp_path / "in"), SEGMENTS, algorithm_name="n", algorithm_version="1"
+        )
+    assert not any(CANARY in text for text in caplog.messages)
+
+
+def test_sources_that_highdicom_cannot_use_are_refused(tmp_path, labels, monkeypatch):
+    write_series(tmp_path / "in", np.zeros(SHAPE), AFFINE)
+    volume = dicom.read(tmp_path / "in")
+    monkeypatch.setattr(highdicom.seg.Segmentation, "_check_segment_numbers", _complaining)
+    with pytest.raises(Refusal, match="E-SEG") as caught:
+        written(tmp_path, labels, volume)
+    assert CANARY not in "".join(traceback.format_exception(caught.value))
+
+
+def _complaining(*unused):
+    raise ValueError(f"{CANARY} is wrong")
 
 
 def test_all_empty_labels_are_written_with_all_segments(tmp_path):
