@@ -57,7 +57,7 @@ class _Found:
     path: Path
     kind: str
     root: Path
-    """The folder that the id is relative to, as far as this input goes."""
+    """The given folder, or the one that the given file or table lies in."""
     id: str | None = None
 
 
@@ -65,8 +65,9 @@ def find_cases(inputs: Sequence[str | Path]) -> list[Case]:
     """List the cases in files, folders and CSV tables.
 
     A CSV has a column `path` (or `image`), relative to the CSV, and may have a column `id`. Other ids are the path
-    below the deepest folder that holds all inputs, without the suffix: `a/t1.nii.gz` and `b/t1.nii.gz` become `a__t1`
-    and `b__t1`. Hidden files and folders are skipped; links are followed, never in circles.
+    below the given folder (for a file: its name), without the suffix. If two were equal, all are the path below the
+    deepest folder that holds all inputs: `a/t1.nii.gz` and `b/t1.nii.gz` become `a__t1` and `b__t1`.
+    Hidden files and folders are skipped; links are followed, never in circles.
 
     Args:
         inputs: what was typed.
@@ -212,23 +213,27 @@ def _in_table(table: Path) -> list[_Found]:
 
 
 def _named(found: Sequence[_Found]) -> list[Case]:
-    if not found:
-        return []
-    base = Path(os.path.commonpath([one.root for one in found]))
-    cases: dict[str, Case] = {}
-    for one in found:
-        below = os.path.relpath(strip_suffix(one.path), base)
-        name = _safe(one.id or (base.name if below == "." else below))
-        case = Case(name, one.path, one.kind)
-        other = cases.setdefault(name.casefold(), case)  # some file systems do not tell A from a
-        if other is not case:
+    """Names from each input's own folder; where two would be equal, from the deepest folder that holds all inputs."""
+    names = [_name(one, one.root) for one in found]
+    if len({name.casefold() for name in names}) < len(names):  # some file systems do not tell A from a
+        base = Path(os.path.commonpath([one.root for one in found]))
+        names = [_name(one, base) for one in found]
+    taken: dict[str, Path] = {}
+    for one, name in zip(found, names, strict=True):
+        if name.casefold() in taken:
             raise Refusal(
                 "E-DUPLICATE-CASE",
-                f"this case and {other.path} would both be named {name}",
+                f"this case and {taken[name.casefold()]} would both be named {name}",
                 path=one.path,
                 remedy="rename one, give it once, or give a CSV with a column `id`",
             )
-    return list(cases.values())
+        taken[name.casefold()] = one.path
+    return [Case(name, one.path, one.kind) for one, name in zip(found, names, strict=True)]
+
+
+def _name(found: _Found, base: Path) -> str:
+    below = os.path.relpath(strip_suffix(found.path), base)
+    return _safe(found.id or (base.name if below == "." else below))
 
 
 def _safe(text: str) -> str:

@@ -87,6 +87,7 @@ def test_row_36_equal_names_in_two_folders_stay_apart(tmp_path):
     one, two = touch(tmp_path / "a/t1.nii.gz"), touch(tmp_path / "b/t1.nii.gz")
     assert ids(one, two) == ids(tmp_path / "a", tmp_path / "b") == ids(tmp_path) == ["a__t1", "b__t1"]
     assert ids(one) == ["t1"]
+    assert ids(one, touch(tmp_path / "b/t2.nii.gz")) == ["t1", "t2"]
 
 
 @pytest.mark.parametrize("other", ["a.nrrd", "A.nii.gz"])
