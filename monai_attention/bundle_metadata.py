@@ -51,9 +51,9 @@ def gate(metadata: Config) -> Requirements:
         if not valid(value):
             raise refusal(metadata, f"gate::{key}", f"expected {expected}", value)
     modality = _MODALITIES.get(str(image.get("modality", "")).upper())
-    found: dict[str, Any] = {"modalities": [modality] if modality else [], "channels": image.get("num_channels", 1)}
+    found: dict[str, Any] = {"modalities": (modality,) if modality else (), "channels": image.get("num_channels", 1)}
     found |= {key: tuple(value) if isinstance(value, list) else value for key, value in stated.items()}
-    return Requirements(**(found | {"modalities": tuple(found["modalities"])}))
+    return Requirements(**found)
 
 
 def classes(metadata: Config) -> dict[int, str]:

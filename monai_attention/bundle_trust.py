@@ -209,13 +209,9 @@ def allowed_class(name: str, *, make: bool) -> type:
             break
     else:
         raise ValueError(f"{name} is not a class of {', '.join(roots)}")
+    refused = REFUSED | _ONLY_RUN if make else REFUSED
     for base in found.__mro__:
-        base_name = base.__name__.removesuffix("d")
-        if (
-            reason := REFUSED.get(base.__name__)
-            or REFUSED.get(base_name)
-            or (_ONLY_RUN.get(base_name) if make else None)
-        ):
+        if reason := refused.get(base.__name__) or refused.get(base.__name__.removesuffix("d")):
             raise ValueError(f"{name} {reason}")
     if make and not issubclass(found, _kinds()):
         raise ValueError(f"{name} is neither a network, a transform nor an inferer")

@@ -313,8 +313,9 @@ HOSTILE = {
     "target is not a name": ("inferer::_target_", at("inferer::_target_", ["os.mkdir"])),
     # ways out of an allowed module
     "module attribute": (STEP, at(STEP, CALL | {"_target_": "monai.data.utils.os.mkdir"})),
-    "class from elsewhere": (STEP, at(STEP, {"_target_": "monai.transforms.io.array.Path"})),
-    "module of the same beginning": (STEP, at(STEP, CALL | {"_target_": "monai_transforms.evil"})),
+    "class from elsewhere": ("unused::_target_", at("unused", {"_target_": "monai.transforms.io.array.Path"})),
+    "class of its own": (STEP, at(STEP, {"_target_": "scripts.Evil"})),
+    "module of the same beginning": (STEP, at(STEP, {"_target_": "monai_attention_scripts.Evil"})),
     "parent folder": (STEP, at(STEP, CALL | {"_target_": "monai.transforms....os.mkdir"})),
     "torch.load": (STEP, at(STEP, {"_target_": "torch.load", "f": "evil.pt"})),
     "function in an allowed module": (STEP, at(STEP, {"_target_": "monai.networks.utils.save_state"})),
@@ -332,6 +333,7 @@ HOSTILE = {
         "postprocessing::transforms::0::writer",
         at("postprocessing::transforms::0::writer", "os.mkdir"),
     ),
+    "writing in the dark": ("unused::_target_", at("unused", {"_target_": "SaveImaged", "keys": "image"})),
     "writing in the preprocessing": (STEP, at(STEP, {"_target_": "SaveImaged", "keys": "image"})),
     "pickles": ("dataset::_target_", at("dataset::_target_", "PersistentDataset")),
     "merger by name": ("inferer", at("inferer", {"_target_": "PatchInferer", "merger_cls": "evil.Merger"})),
@@ -373,6 +375,9 @@ def test_row_44_hostile_configuration_is_refused_and_not_run(
     tree = copy.deepcopy(INFERENCE)
     change(tree)
     folder = make_bundle(tmp_path / "hostile", tree)
+    for package in ("scripts", "monai_attention_scripts"):  # importing them is the payload
+        write(folder / f"{package}.py", f"{RUN}\nclass Evil: pass")
+    monkeypatch.syspath_prepend(folder)
     before = sorted(tmp_path.rglob("*"))
     error = refusal(bundles.load, folder)
     assert error.code == "E-BUNDLE-UNTRUSTED"
@@ -452,7 +457,8 @@ def test_no_class_that_may_be_made_imports_by_name_unpickles_downloads_or_touche
     risky = re.compile(
         r"\blocate\(|import_module\(|__import__|optional_import\([^)]*name=[^\"']|getattr\(sk|\beval\((?!\))|\bexec\("
         r"|pickle\.|torch\.load|torch\.hub|load_state_dict_from_url|download_url|from_pretrained"
-        r"|pretrained: bool = True|subprocess\.|\bopen\(|makedirs|mkdir|np\.save|np\.load\b|torch\.save|self\.(?:func|function)\("
+        r"|pretrained: bool = True|subprocess\.|\bopen\(|makedirs|mkdir|np\.save|np\.load\b|torch\.save"
+        r"|self\.(?:func|function)\("
     )
     found, looked_at = set(), 0
     for module in [name for name in sys.modules if bundle_trust._under(name, bundle_trust.ROOTS)]:
