@@ -97,7 +97,7 @@ def test_row_16_any_flipped_byte_is_refused_or_harmless(tmp_path):
     whole, expected = path.read_bytes(), read(path)
     codes = set()
     for at in range(len(whole)):
-        for mask in (0x01, 0x80, 0xFF):
+        for mask in (0x01, 0xFF):
             path.write_bytes(whole[:at] + bytes([whole[at] ^ mask]) + whole[at + 1 :])
             try:
                 got = read(path)
@@ -109,7 +109,7 @@ def test_row_16_any_flipped_byte_is_refused_or_harmless(tmp_path):
     assert "E-CORRUPT" in codes
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(at=st.integers(0, 351), value=st.integers(0, 255))
 def test_a_damaged_header_is_a_refusal_or_a_volume_never_another_error(tmp_path_factory, at, value):
     whole = bytearray(nifti_bytes(ramp(*SHAPE)))
@@ -170,7 +170,7 @@ def test_row_18_sform_and_qform_that_disagree_are_refused_unless_one_is_chosen(t
         assert [note.code for note in volume.notes] == ["F-AFFINE"]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(affine=affines())
 def test_row_18_forms_that_differ_by_rounding_only_agree(tmp_path_factory, affine):
     shape = (256, 256, 2)
