@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from monai_attention import __version__
 from monai_attention.errors import Refusal
 
 if TYPE_CHECKING:
+    from monai_attention.bundles import BundleInfo
     from monai_attention.inference.segment import CaseResult
     from monai_attention.io.volume import ReadOptions
 
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return options.verb(options)
     except Refusal as refusal:
         print(f"monai-attention: {refusal}", file=sys.stderr)
-        return WRONG_ARGUMENTS
+        return SOME_REFUSED if refusal.code == "E-DISK-FULL" else WRONG_ARGUMENTS
     except KeyboardInterrupt:
         print("stopped; the same command goes on with the cases that are not finished", file=sys.stderr)
         return SOME_REFUSED
@@ -96,7 +97,7 @@ def bundle_info(options: argparse.Namespace) -> int:
     """Describe a bundle."""
     from monai_attention import bundles
 
-    print(bundles.describe(bundles.info(options.bundle)))
+    print(_description(bundles.info(options.bundle)))
     return OK
 
 
@@ -106,7 +107,7 @@ def bundle_verify(options: argparse.Namespace) -> int:
 
     verification = verify(options.bundle, full=options.full)
     for one in verification.checks:
-        print(f"{'ok  ' if one.ok else 'FAIL'} {one.name}: {one.message}")
+        print(f"{'ok  ' if one.ok else 'FAIL'} {one.name}: {one.detail}")
     return OK if verification.ok else SOME_REFUSED
 
 
@@ -123,6 +124,25 @@ def demo(options: argparse.Namespace) -> int:
     return _print_results(results, output / "segmentation")
 
 
+def _description(info: BundleInfo) -> str:
+    """What a bundle does and accepts, a line a fact."""
+    accepted = info.requirements
+    low, high = accepted.spacing_mm
+    lines = [
+        ("bundle", f"{info.name} {info.version}"),
+        ("task", info.task),
+        ("", info.description),
+        ("network", info.network),
+        ("spacing", " x ".join(f"{mm:g}" for mm in info.spacing_mm) + " mm" if info.spacing_mm else "of the input"),
+        ("accepts", f"{' or '.join(accepted.modalities) or 'any modality'}, {accepted.channels} channel(s)"),
+        ("", f"voxels of {low:g} to {high:g} mm, at least {accepted.min_extent_mm:g} mm along every axis"),
+        *(("" if i else "labels", f"{label:3}  {name}") for i, (label, name) in enumerate(info.classes.items())),
+        ("weights", f"{info.weights_bytes} bytes, sha256 {info.weights_sha256}" if info.trained else "NONE"),
+        ("folder", str(info.folder)),
+    ]
+    return "\n".join(f"{name:8} {text}".rstrip() for name, text in lines if text)
+
+
 def _print_results(results: Sequence[CaseResult], output: str | Path) -> int:
     for result in results:
         again = " (finished before)" if result.resumed else ""
@@ -134,7 +154,7 @@ def _print_results(results: Sequence[CaseResult], output: str | Path) -> int:
     counts = ", ".join(
         f"{sum(result.verdict == verdict for result in results)} {verdict}" for verdict in ("ok", "flagged", "refused")
     )
-    print(f"{len(results)} cases: {counts}\nlook at {Path(output) / 'report.html'}")
+    print(f"{len(results)} case{'' if len(results) == 1 else 's'}: {counts}\nlook at {Path(output) / 'report.html'}")
     return SOME_REFUSED if any(result.verdict == "refused" for result in results) else OK
 
 
@@ -150,8 +170,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"monai_attention {__version__}")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
 
-    one = _verb(verbs, "segment", segment, "segment files, DICOM folders, zips or whole cohorts")
-    one.epilog = "example: monai-attention segment study/ scans/*.nii.gz -o results --format nifti,dicom-seg"
+    one = _verb(
+        verbs,
+        "segment",
+        segment,
+        "segment files, DICOM folders, zips or whole cohorts",
+        "monai-attention segment study/ scans/*.nii.gz -o results --format nifti,dicom-seg",
+    )
     _add_inputs(one)
     one.add_argument("-o", "--output", required=True, help="folder for the results; finished cases there are kept")
     one.add_argument("--bundle", default=DEFAULT_BUNDLE, help="name, folder or zip (default: %(default)s)")
@@ -165,36 +190,38 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting: inferer::overlap=0.25"
     )
+    one.add_argument("-q", "--quiet", action="store_true", help="no progress bars")
 
-    one = _verb(verbs, "check", check, "judge inputs in seconds, without segmenting them")
-    one.epilog = "example: monai-attention check scans/ --bundle brain_mri_tissue_flexunetr --json"
+    example = f"monai-attention check scans/ --bundle {DEFAULT_BUNDLE} --json"
+    one = _verb(verbs, "check", check, "judge inputs in seconds, without segmenting them", example)
     _add_inputs(one)
     one.add_argument("--bundle", help="also compare with what this bundle accepts")
     one.add_argument("--full", action="store_true", help="read the voxels too, not only the headers")
     one.add_argument("--json", action="store_true", help="print JSON")
 
-    several = verbs.add_parser("bundles", help="list, describe and verify bundles")
+    text = "list, describe and verify bundles"
+    several = verbs.add_parser("bundles", help=text, description=text, epilog="example: monai-attention bundles list")
     actions = several.add_subparsers(metavar="ACTION", required=True)
-    _verb(actions, "list", list_bundles, "the packaged bundles")
+    _verb(actions, "list", list_bundles, "the packaged bundles", "monai-attention bundles list")
     for name, verb, text in (
         ("info", bundle_info, "what a bundle does, and what it accepts"),
         ("verify", bundle_verify, "check a bundle's files, hashes and configuration"),
     ):
-        one = _verb(actions, name, verb, text)
-        one.epilog = f"example: monai-attention bundles {name} {DEFAULT_BUNDLE}"
+        one = _verb(actions, name, verb, text, f"monai-attention bundles {name} {DEFAULT_BUNDLE}")
         one.add_argument("bundle", help="name, folder or zip")
     one.add_argument("--full", action="store_true", help="also load the weights and run the network")
 
-    one = _verb(verbs, "demo", demo, "segment a phantom head, to see what comes out")
-    one.epilog = "example: monai-attention demo"
+    one = _verb(verbs, "demo", demo, "segment a phantom head, to see what comes out", "monai-attention demo")
     one.add_argument("-o", "--output", default="demo_output", help="folder for the results (default: %(default)s)")
+    one.add_argument("-q", "--quiet", action="store_true", help="no progress bars")
     return parser
 
 
-def _verb(verbs: argparse._SubParsersAction, name: str, verb: object, text: str) -> argparse.ArgumentParser:
-    one: argparse.ArgumentParser = verbs.add_parser(name, help=text, description=text)
+def _verb(
+    verbs: argparse._SubParsersAction, name: str, verb: Callable[[argparse.Namespace], int], text: str, example: str
+) -> argparse.ArgumentParser:
+    one: argparse.ArgumentParser = verbs.add_parser(name, help=text, description=text, epilog=f"example: {example}")
     one.add_argument("-v", "--verbose", action="store_true", help="log what is being done")
-    one.add_argument("-q", "--quiet", action="store_true", help="no progress bars")
     one.set_defaults(verb=verb)
     return one
 
@@ -235,7 +262,7 @@ def _part(text: str) -> tuple[int, int]:
 
 
 def _bytes(text: str) -> int:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)B?", text)
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)b?", text.lower())
     if match is None:
         raise argparse.ArgumentTypeError(f"expected a size, for example 6GB; got {text!r}")
-    return int(float(match[1]) * 1000 ** " kMGT".index(match[2] or " "))
+    return int(float(match[1]) * 1000 ** " kmgt".index(match[2] or " "))
