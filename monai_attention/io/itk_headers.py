@@ -92,7 +92,7 @@ def parse_meta(file: BinaryIO, path: Path, requirements: Requirements | None = N
     shape = _three([int(n) for n in fields["DimSize"].split()], path)
     if fields["ElementType"] not in META_TYPES:
         raise unsupported(path, f"ElementType {fields['ElementType']}")
-    if fields.get("BinaryData", "True").lower() != "true":
+    if not _is_true(fields.get("BinaryData", "True")):
         raise unsupported(path, "voxels written as text (BinaryData = False)")
     if any(float(fields.get(f"ElementToIntensityFunction{k}", v)) != v for k, v in (("Slope", 1.0), ("Offset", 0.0))):
         raise unsupported(path, "ElementToIntensityFunction")
@@ -117,10 +117,10 @@ def parse_meta(file: BinaryIO, path: Path, requirements: Requirements | None = N
         shape=shape,
         affine=geometry.lps_to_ras(affine),
         notes=() if matrix is not None else (content.unstated_orientation(path, requirements),),
-        dtype=np.dtype((">" if msb.lower() == "true" else "<") + META_TYPES[fields["ElementType"]]),
+        dtype=np.dtype((">" if _is_true(msb) else "<") + META_TYPES[fields["ElementType"]]),
         data=path if local else _beside(path, data),
         offset=file.tell() if local else offset,
-        compression="zlib" if fields.get("CompressedData", "False").lower() == "true" else None,
+        compression="zlib" if _is_true(fields.get("CompressedData", "False")) else None,
     )
 
 
@@ -144,6 +144,10 @@ def parse_nrrd(file: BinaryIO, path: Path, requirements: Requirements | None = N
     if not ordinary.issuperset(kinds) or (directions[:1] == ["none"] and "list" not in kinds):
         raise not_scalar(path)
     shape = _three(sizes, path)
+    if {"time", "list"}.intersection(kinds):
+        raise Refusal(
+            "E-DIMENSIONS", f"expected three axes in space, got {kinds}", path=path, remedy="give a 3-D image"
+        )
     kind = fields["type"].lower()
     if kind not in NRRD_TYPES:
         raise unsupported(path, f"type {kind}")
@@ -231,6 +235,10 @@ def _three(sizes: list[int], path: Path) -> tuple[int, int, int]:
             "E-TOO-SMALL", f"the image has no voxels: its size is {sizes}", path=path, remedy="export the image again"
         )
     return sizes[0], sizes[1], sizes[2]
+
+
+def _is_true(text: str) -> bool:
+    return text[:1] in ("T", "t", "1")  # all that MetaImage itself looks at
 
 
 def _numbers(text: str, count: int) -> np.ndarray:

@@ -75,6 +75,11 @@ def test_big_endian_is_honoured(tmp_path):
         np.testing.assert_array_equal(read(path).array[0], ramp(*SHAPE))
 
 
+def test_true_is_what_metaimage_takes_for_it(tmp_path):
+    path = write_meta(tmp_path / "image.mha", ramp(*SHAPE), LPS, compressed=True, CompressedData="T")
+    np.testing.assert_array_equal(read(path).array[0], ramp(*SHAPE))
+
+
 def test_row_10_several_numbers_a_voxel_are_refused(tmp_path):
     meta = write_meta(tmp_path / "image.mha", ramp(*SHAPE), LPS, ElementNumberOfChannels="3")
     nrrd = write_nrrd(
@@ -172,6 +177,7 @@ def test_row_21_and_22_other_dimensions_are_refused(tmp_path):
     assert refused(write_nrrd(tmp_path / "4.nrrd", ramp(*SHAPE), LPS, sizes="4 5 3 2", kinds="")) == "E-4D"
     assert refused(write_meta(tmp_path / "2.mha", ramp(*SHAPE), LPS, DimSize="24 5")) == "E-DIMENSIONS"
     assert refused(write_nrrd(tmp_path / "2.nrrd", ramp(*SHAPE), LPS, sizes="24 5")) == "E-DIMENSIONS"
+    assert refused(write_nrrd(tmp_path / "t.nrrd", ramp(*SHAPE), LPS, kinds="domain domain time")) == "E-DIMENSIONS"
 
 
 @pytest.mark.parametrize("format", ["mha", "nrrd"])
