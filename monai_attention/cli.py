@@ -160,12 +160,15 @@ def _print_results(results: Sequence[CaseResult], output: str | Path) -> int:
 
 # Arguments
 
+_WholeLines = argparse.RawDescriptionHelpFormatter  # an example that was broken in two cannot be pasted
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="monai-attention",
-        description="Attention networks for 3-D medical volumes. For research; not a medical device.",
+        description="Attention networks for 3-D medical volumes.\nFor research; not a medical device.",
         epilog="example: monai-attention segment t1.nii.gz -o results",
+        formatter_class=_WholeLines,
     )
     parser.add_argument("--version", action="version", version=f"monai_attention {__version__}")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
@@ -200,7 +203,13 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--json", action="store_true", help="print JSON")
 
     text = "list, describe and verify bundles"
-    several = verbs.add_parser("bundles", help=text, description=text, epilog="example: monai-attention bundles list")
+    several = verbs.add_parser(
+        "bundles",
+        help=text,
+        description=text,
+        epilog="example: monai-attention bundles list",
+        formatter_class=_WholeLines,
+    )
     actions = several.add_subparsers(metavar="ACTION", required=True)
     _verb(actions, "list", list_bundles, "the packaged bundles", "monai-attention bundles list")
     for name, verb, text in (
@@ -220,7 +229,9 @@ def _parser() -> argparse.ArgumentParser:
 def _verb(
     verbs: argparse._SubParsersAction, name: str, verb: Callable[[argparse.Namespace], int], text: str, example: str
 ) -> argparse.ArgumentParser:
-    one: argparse.ArgumentParser = verbs.add_parser(name, help=text, description=text, epilog=f"example: {example}")
+    one: argparse.ArgumentParser = verbs.add_parser(
+        name, help=text, description=text, epilog=f"example: {example}", formatter_class=_WholeLines
+    )
     one.add_argument("-v", "--verbose", action="store_true", help="log what is being done")
     one.set_defaults(verb=verb)
     return one
