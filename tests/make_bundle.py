@@ -8,17 +8,23 @@ import torch
 THRESHOLD = 0.5
 
 
-def threshold_bundle(folder, *, spacing=2.0, modality="MR", gate=None, extra=None):
-    """Write a bundle with one 1x1x1 convolution into `folder` and return the folder.
+def threshold_bundle(folder, **options):
+    """Write a bundle with one 1x1x1 convolution into `folder`, see `write_bundle`, and return the folder.
 
-    Labels: 1 (`bright`) where the intensity, in units of the volume's maximum, is above `THRESHOLD`, else 0.
+    Labels: 1 (`bright`) where the intensity, from 0 (darkest) to 1 (brightest voxel), is above `THRESHOLD`, else 0.
     """
+    network = {"_target_": "torch.nn.Conv3d", "in_channels": 1, "out_channels": 2, "kernel_size": 1}
+    slope = torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1, 1)
+    return write_bundle(folder, network, {"weight": 30 * slope, "bias": -30 * THRESHOLD * slope.flatten()}, **options)
+
+
+def write_bundle(folder, network, weights, *, spacing=2.0, modality="MR", gate=None):
+    """Write a bundle for two classes: `network` is its `network_def`, `weights` the state dict."""
     (folder / "configs").mkdir(parents=True)
     (folder / "models").mkdir()
     (folder / "docs").mkdir()
     (folder / "LICENSE").write_text("Apache-2.0\n")
     (folder / "docs/README.md").write_text("A threshold, for tests.\n")
-    weights = {"weight": torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1, 1) * 30, "bias": torch.tensor([1.0, -1.0]) * 15}
     torch.save(weights, folder / "models/model.pt")
     content = (folder / "models/model.pt").read_bytes()
     tensor = {"type": "image", "format": "magnitude", "spatial_shape": ["*", "*", "*"], "dtype": "float32"}
@@ -49,7 +55,7 @@ def threshold_bundle(folder, *, spacing=2.0, modality="MR", gate=None, extra=Non
         "weights": {"models/model.pt": {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}},
     }
     inference = {
-        "network_def": {"_target_": "torch.nn.Conv3d", "in_channels": 1, "out_channels": 2, "kernel_size": 1},
+        "network_def": network,
         "preprocessing": {
             "_target_": "Compose",
             "transforms": [
@@ -61,7 +67,6 @@ def threshold_bundle(folder, *, spacing=2.0, modality="MR", gate=None, extra=Non
             ],
         },
         "inferer": {"_target_": "SlidingWindowInferer", "roi_size": [32, 32, 32], "overlap": 0.25},
-        **(extra or {}),
     }
     (folder / "configs/metadata.json").write_text(json.dumps(metadata))
     (folder / "configs/inference.json").write_text(json.dumps(inference))

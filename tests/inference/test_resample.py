@@ -47,7 +47,11 @@ def test_a_linear_image_is_reproduced_on_any_grid(angles, steps, shear):
 def test_itk_resamples_to_the_same_values():
     rng = np.random.default_rng(0)
     array = rng.random((9, 8, 7)).astype(np.float32)
-    source, target, shape = _affine((10, -20, 30), (1, 2, 3)), _affine((-5, 15, 20), (1.5, 1.2, 2), (3, 4, 2)), (6, 7, 5)
+    source, target, shape = (
+        _affine((10, -20, 30), (1, 2, 3)),
+        _affine((-5, 15, 20), (1.5, 1.2, 2), (3, 4, 2)),
+        (6, 7, 5),
+    )
 
     def as_itk(values, affine):
         image = itk.image_from_array(np.ascontiguousarray(values.T))

@@ -1,0 +1,80 @@
+import nibabel
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from monai_attention.synthesis.dataset import ContinueFrom, LabelMapDataset
+from monai_attention.synthesis.images import ImageGenerator
+
+CLASSES = {"grey": [3, 42], "white": [2, 41]}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("maps")
+    paths = []
+    for k in range(2):
+        array = np.zeros((20, 22, 24), np.int16)
+        array[4:16, 4:18, 4:20] = 3
+        array[10:16, 4:18, 4:20] = 42
+        array[6:9, 8:14, 8:16], array[11:14, 8:14, 8:16] = 2, 41
+        array[:, :3] = 510 + k
+        paths.append(folder / f"{k}.nii.gz")
+        nibabel.save(nibabel.Nifti1Image(array, np.diag([-2.0, 2, 2, 1])), paths[-1])  # LAS: mirrored on reading
+    return paths
+
+
+def _dataset(files, **options):
+    generator = ImageGenerator((16, 16, 16), spacing=2.0)
+    options = {"length": 6, "jitter_mm": 2.0, "pairs": [[3, 42], [2, 41]], "strip": [0, 510, 511], **options}
+    return LabelMapDataset(files, generator=generator, classes=CLASSES, **options)
+
+
+def test_items_are_pairs_of_image_and_class_numbers(files):
+    item = _dataset(files)[0]
+    assert item["image"].shape == item["label"].shape == (1, 16, 16, 16)
+    assert set(item["label"].unique().tolist()) <= {0, 1, 2}
+    assert (item["label"] > 0).any()
+
+
+def test_an_item_is_the_same_every_time_and_in_every_process(files):
+    dataset = _dataset(files)
+    here = [dataset[i]["image"] for i in range(4)]
+    assert not torch.equal(here[0], here[2])
+    workers = [batch["image"][0] for batch in DataLoader(dataset, num_workers=2)]
+    for one, other in zip(here, workers, strict=False):
+        assert torch.equal(one, other)
+    assert not torch.equal(here[0], _dataset(files, seed=1)[0]["image"])
+
+
+def test_it_ends(files):
+    assert len(list(_dataset(files))) == 6
+
+
+def test_left_and_right_are_one_brightness_and_files_are_read_as_ras(files):
+    dataset = _dataset(files)
+    values = np.array([0, 2, 3, 41, 42, 510, 511])
+    classes = dict(zip(values.tolist(), dataset.intensity_class.tolist(), strict=True))
+    assert classes[2] == classes[41]
+    assert classes[3] == classes[42]
+    assert len(set(classes.values())) == 5
+    labels = values[dataset.maps[0][0].numpy()]
+    assert labels[4, 10, 10] == 42  # the last voxels of the file's first axis come first in RAS
+    assert [values[i] for i in dataset.generator.strip_labels] == [0, 510, 511]
+
+
+def test_a_resumed_training_goes_on_with_new_items(files):
+    from types import SimpleNamespace
+
+    dataset, fresh = _dataset(files), _dataset(files)
+    ContinueFrom(dataset, batch_size=2)(SimpleNamespace(state=SimpleNamespace(iteration=2)))
+    assert torch.equal(dataset[0]["image"], fresh[4]["image"])
+
+
+def test_no_files_and_fractional_labels_are_refused(files, tmp_path):
+    with pytest.raises(ValueError, match="expected label maps, got an empty list"):
+        _dataset([])
+    nibabel.save(nibabel.Nifti1Image(np.full((4, 4, 4), 0.5, np.float32), np.eye(4)), tmp_path / "bad.nii.gz")
+    with pytest.raises(ValueError, match=r"bad\.nii\.gz.*whole numbers"):
+        _dataset([tmp_path / "bad.nii.gz"])
