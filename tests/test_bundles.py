@@ -259,7 +259,7 @@ def test_overrides_reach_configuration_and_metadata_and_nothing_else(bundle: Pat
         st.none() | st.integers() | st.text(), lambda below: st.lists(below) | st.dictionaries(st.text(), below)
     )
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_every_entry_of_a_configuration_has_its_line(tmp_path_factory: pytest.TempPathFactory, value: Any) -> None:
     tree = {"first": 1, "value": value, "last": 2}
     config = read_config(write(tmp_path_factory.getbasetemp() / "lines.json", tree))
