@@ -83,6 +83,8 @@ def test_row_03_labels_lie_in_place_in_the_patient(tmp_path, labels, backwards, 
     on_grid = labels[:, :, ::-1] if backwards else labels
     segmentation = written(tmp_path, np.ascontiguousarray(on_grid), volume)
     assert_in_place(tmp_path / "out.seg.dcm", labels, affine)
+    measures = segmentation.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    assert measures.SpacingBetweenSlices == pytest.approx(2.0)  # along the normal, tilted or not
     if not tilt:  # highdicom itself makes volumes of right-angled stacks only
         back = segmentation.get_volume(combine_segments=True)
         ras = np.diag([-1.0, -1.0, 1.0, 1.0]) @ back.affine
@@ -109,11 +111,15 @@ def test_segments_are_named_and_coded_and_refer_to_their_sources(tmp_path, label
 
 def test_row_60_the_patient_goes_into_the_segmentation_and_nowhere_else(tmp_path, labels, caplog):
     caplog.set_level("DEBUG")
+    procedure = pydicom.Dataset()
+    procedure.CodeValue, procedure.CodingSchemeDesignator, procedure.CodeMeaning = "1", "99X", "Schädel"
     odd = {"PatientName": "Müller^Jürgen", "SpecificCharacterSet": "ISO_IR 100", "StudyDate": None}
+    odd["ProcedureCodeSequence"] = [procedure]
     write_series(tmp_path / "in", np.zeros(SHAPE), AFFINE, **odd)
     segmentation = written(tmp_path, labels, dicom.read(tmp_path / "in"))
     assert segmentation.PatientID == f"{CANARY}-ID"
-    assert segmentation.PatientName == "Müller^Jürgen"
+    assert segmentation.PatientName == "Müller^Jürgen"  # in UTF-8 now, since names of segments may need it
+    assert segmentation.ProcedureCodeSequence[0].CodeMeaning == "Schädel"
     assert not any(CANARY in text or "Müller" in text for text in caplog.messages)
 
 
