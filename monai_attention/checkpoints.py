@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import logging
 import pickle
 import re
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_attention.errors import Refusal
+from monai_attention.io.write import replacing, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +111,31 @@ def convert(state: Mapping[str, Tensor], layout: str, network: nn.Module) -> tup
     if type(network).__name__ != LAYOUTS[layout].network:
         raise ValueError(f"layout {layout!r} converts to {LAYOUTS[layout].network}; got {type(network).__name__}")
     return LAYOUTS[layout].convert(state, network)
+
+
+def release_weights(path: str | Path, bundle: str | Path) -> str:
+    """Put a training's checkpoint into a bundle: `models/model.pt`, a plain state dict in half precision.
+
+    The metadata of the bundle records the file's size and hash, by which loading knows it.
+
+    Args:
+        path: see `read_state_dict`.
+        bundle: folder of the bundle.
+
+    Returns:
+        The hash, hexadecimal.
+    """
+    folder = Path(bundle)
+    state = {k: t.half() if t.is_floating_point() else t for k, t in read_state_dict(path).items()}
+    with replacing(folder / "models/model.pt") as temporary:
+        torch.save(state, temporary)
+    digest = file_sha256(folder / "models/model.pt")
+    metadata = folder / "configs/metadata.json"
+    content = json.loads(metadata.read_text(encoding="utf-8"))
+    size = (folder / "models/model.pt").stat().st_size
+    content["weights"] = {"models/model.pt": {"sha256": digest, "bytes": size}}
+    write_json(metadata, content)
+    return digest
 
 
 def file_sha256(path: str | Path) -> str:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from monai_attention.checkpoints import convert, load_weights, read_state_dict
+from monai_attention.checkpoints import convert, load_weights, read_state_dict, release_weights
 from monai_attention.errors import Refusal
 from monai_attention.networks.flex_unetr import FlexUNETR
 
@@ -164,3 +164,23 @@ def test_monai_unetr_of_another_depth_or_grid_is_refused_by_name(tmp_path: Path)
     error = refusal(FlexUNETR(roi_size=(32, 32, 16), mlp_size=48, depth=8, **SIZES), tmp_path / "unetr.pt")
     assert "position_embedding (1, 2, 24), expected (1, 24, 2, 2, 1)" in error.message
     assert "unexpected keys: encoder.blocks.8." in error.message
+
+
+def test_released_weights_are_half_precision_known_by_hash_and_load(tmp_path):
+    import json
+
+    network = torch.nn.Linear(3, 2)
+    (tmp_path / "bundle/models").mkdir(parents=True)
+    (tmp_path / "bundle/configs").mkdir()
+    (tmp_path / "bundle/configs/metadata.json").write_text('{"version": "1.0.0"}')
+    torch.save({"model": network.state_dict(), "optimizer": {}}, tmp_path / "best.pt")
+    digest = release_weights(tmp_path / "best.pt", tmp_path / "bundle")
+    recorded = json.loads((tmp_path / "bundle/configs/metadata.json").read_text())
+    assert recorded["version"] == "1.0.0"
+    weights = recorded["weights"]["models/model.pt"]
+    assert weights["sha256"] == digest
+    released = torch.nn.Linear(3, 2)
+    path = tmp_path / "bundle/models/model.pt"
+    report = load_weights(released, path, sha256=weights["sha256"], size=weights["bytes"])
+    assert report.cast == ("float16",)
+    torch.testing.assert_close(released.weight, network.weight, rtol=1e-3, atol=1e-4)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
+from monai.networks.blocks.dynunet_block import UnetResBlock
 from torch import Tensor, nn
 
 _LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
@@ -36,13 +38,15 @@ def interpolate_grid(table: Tensor, grid: Sequence[int]) -> Tensor:
 
 
 class PatchEmbedding(nn.Module):
-    """Non-overlapping patches, each projected to a token, plus a learned position (Dosovitskiy et al. 2021).
+    """Patches projected to tokens, plus a learned position (Dosovitskiy et al. 2021, arXiv:2010.11929).
 
     Args:
         in_channels: channels of the image.
         hidden_size: channels of a token.
         roi_size: crop the position table is learned for, in voxels, multiples of `patch_size`.
-        patch_size: edge of a patch in voxels.
+        patch_size: edge of a patch in voxels, a power of two.
+        stem: False projects each patch linearly; True looks through log2(patch_size) residual blocks of stride 2, which
+            overlap their neighbours and train in far fewer steps (Xiao et al. 2021, arXiv:2106.14881).
         dropout_rate: dropout of token channels, in training only.
 
     Shape: (B, in_channels, *S) -> (B, hidden_size, *S / patch_size), S multiples of `patch_size`.
@@ -55,11 +59,20 @@ class PatchEmbedding(nn.Module):
         *,
         roi_size: Sequence[int],
         patch_size: int,
+        stem: bool = False,
         dropout_rate: float = 0.0,
     ) -> None:
         super().__init__()
-        conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(roi_size) - 1]
-        self.proj = conv(in_channels, hidden_size, kernel_size=patch_size, stride=patch_size)
+        dims = len(roi_size)
+        if stem:
+            levels = patch_size.bit_length() - 1
+            widths = [in_channels, *(hidden_size // 2**k for k in reversed(range(levels)))]
+            self.proj: nn.Module = nn.Sequential(
+                *(UnetResBlock(dims, m, n, kernel_size=3, stride=2, norm_name="instance") for m, n in pairwise(widths))
+            )
+        else:
+            conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]
+            self.proj = conv(in_channels, hidden_size, kernel_size=patch_size, stride=patch_size)
         grid = [n // patch_size for n in roi_size]
         self.position_embedding = nn.Parameter(torch.empty(1, hidden_size, *grid))
         nn.init.trunc_normal_(self.position_embedding, std=0.02, a=-2.0, b=2.0)

@@ -7,6 +7,7 @@ Differences from the paper and from MONAI's `UNETR`:
 - any input size: the input is zero-padded at the end of each axis to a multiple of the patch, the output cropped,
   and the learned position table is interpolated to the token grid (at the native grid it is used as it is);
 - any power of two as patch size (the paper: 16): a patch of 2**L gives L decoder stages, tapped evenly in depth;
+- optionally a convolutional stem makes the tokens, which shortens training;
 - attention through torch's fused kernel, activation checkpointing, no unused parameters.
 """
 
@@ -77,6 +78,7 @@ class FlexUNETR(nn.Module):
         mlp_size: width inside the transformer's MLP.
         num_heads: attention heads.
         depth: transformer blocks, at least log2(patch_size).
+        stem: tokens from strided residual blocks instead of one linear projection of each patch.
         qkv_bias: bias in the projections to queries, keys, values.
         dropout_rate: in [0, 1), transformer only, in training only.
         use_checkpoint: recompute transformer blocks and decoder stages in the backward pass.
@@ -98,6 +100,7 @@ class FlexUNETR(nn.Module):
         mlp_size: int = 3072,
         num_heads: int = 12,
         depth: int = 12,
+        stem: bool = False,
         qkv_bias: bool = False,
         dropout_rate: float = 0.0,
         use_checkpoint: bool = False,
@@ -117,7 +120,12 @@ class FlexUNETR(nn.Module):
         conv = {"spatial_dims": dims, "kernel_size": 3, "norm_name": "instance"}
         self.encoder = TokenEncoder(
             PatchEmbedding(
-                in_channels, hidden_size, roi_size=roi_size, patch_size=patch_size, dropout_rate=dropout_rate
+                in_channels,
+                hidden_size,
+                roi_size=roi_size,
+                patch_size=patch_size,
+                stem=stem,
+                dropout_rate=dropout_rate,
             ),
             [TransformerBlock(hidden_size, mlp_size, num_heads, **block) for _ in range(depth)],  # type: ignore[arg-type]
             hidden_size=hidden_size,

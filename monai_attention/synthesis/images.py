@@ -35,6 +35,8 @@ class ImageGenerator:
         noise_std: largest standard deviation of the noise, as a part of the intensity range.
         gamma_std: standard deviation of the logarithm of the gamma exponent.
         max_spacing_mm: coarsest spacing that the image is degraded to, along one axis (slices) or along all.
+        tissue_probability: how often classes of one tissue look nearly alike, as in most scans, instead of each having
+            a brightness of its own.
         strip_probability: how often everything in `strip_labels` is set to black.
         strip_labels: values of the label map outside the brain.
     """
@@ -53,6 +55,7 @@ class ImageGenerator:
         noise_std: float = 0.1,
         gamma_std: float = 0.4,
         max_spacing_mm: float = 7.0,
+        tissue_probability: float = 0.5,
         strip_probability: float = 0.25,
         strip_labels: Sequence[int] = (),
     ) -> None:
@@ -67,6 +70,7 @@ class ImageGenerator:
         self.noise_std = noise_std
         self.gamma_std = gamma_std
         self.max_spacing_mm = max_spacing_mm
+        self.tissue_probability = tissue_probability
         self.strip_probability = strip_probability
         self.strip_labels = tuple(strip_labels)
 
@@ -77,6 +81,7 @@ class ImageGenerator:
         *,
         centre: Sequence[float],
         intensity_class: Tensor,
+        tissue: Tensor | None = None,
         generator: torch.Generator,
     ) -> tuple[Tensor, Tensor]:
         """Draw an image.
@@ -86,6 +91,7 @@ class ImageGenerator:
             spacing: its voxel spacing in mm.
             centre: the voxel of the label map that lands in the middle of the image.
             intensity_class: for each label value, the class that it shares its intensity with (left and right alike).
+            tissue: for each intensity class, the one that stands for its tissue; None: each for itself.
             generator: source of all randomness; lives on the device of `labels`.
 
         Returns:
@@ -99,7 +105,7 @@ class ImageGenerator:
             look_up(labels, self._sampling_grid(n, matrix, elastic, flip) / draw.tensor(spacing) + draw.tensor(centre))
             for n in (self.supersampling, 1)
         )
-        return self._render(fine, intensity_class, draw)[None], coarse
+        return self._render(fine, intensity_class, tissue, draw)[None], coarse
 
     def _affine(self, draw: _Draw) -> Tensor:
         angles = [math.radians(draw.uniform(-self.rotation_deg, self.rotation_deg)) for _ in range(3)]
@@ -122,11 +128,13 @@ class ImageGenerator:
         grid = grid @ matrix.T + F.interpolate(elastic[None], size=size, mode="trilinear")[0].permute(1, 2, 3, 0)
         return grid * grid.new_tensor([-1 if flip else 1, 1, 1])
 
-    def _render(self, fine: Tensor, intensity_class: Tensor, draw: _Draw) -> Tensor:
+    def _render(self, fine: Tensor, intensity_class: Tensor, tissue: Tensor | None, draw: _Draw) -> Tensor:
         """Intensities for a fine label map, averaged and degraded to the image's grid, (*roi_size) in [0, 1]."""
         classes = intensity_class[fine.long()]
         count = int(intensity_class.max()) + 1
         means, stds = draw.rand(count), 0.1 * draw.rand(count)
+        if draw.uniform(0, 1) < self.tissue_probability and tissue is not None:
+            means = (means[tissue] + 0.05 * draw.randn(count)).clamp(0, 1)
         if draw.uniform(0, 1) < 0.5:  # air is black in half of the images
             means[0] = stds[0] = 0.0
         image = means[classes] + stds[classes] * draw.randn(*fine.shape)
