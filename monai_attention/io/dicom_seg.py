@@ -18,13 +18,12 @@ from highdicom import PatientSexValues
 from pydicom import Dataset
 from pydicom.sr.coding import Code
 from pydicom.uid import generate_uid
-from pydicom.valuerep import DA, TM
+from pydicom.valuerep import DA, TM, DSfloat
 
 import monai_attention
 from monai_attention.errors import Refusal
 from monai_attention.io.dicom_geometry import plane_affine
 from monai_attention.io.dicom_headers import Plane, Skip, discreet, read_dataset, read_planes
-from monai_attention.io.geometry import spacing
 from monai_attention.io.volume import Volume
 from monai_attention.io.write import replacing
 
@@ -100,7 +99,7 @@ def write_segmentation(
     """
     _check_labels(labels, volume, segments)
     planes = _source_planes(volume)
-    sources = _sources(planes)
+    sources = _sources(planes, _slice_distance(planes[0], volume))
     present = set(np.flatnonzero(np.bincount(labels.ravel(), minlength=256))) - {0}
     described = sorted((s for s in segments if s.number in present or not present), key=lambda s: s.number)
     renumber = np.zeros(256, dtype=np.uint8)
@@ -125,7 +124,6 @@ def write_segmentation(
             manufacturer_model_name=algorithm_name[:LONGEST_TEXT],
             software_versions=monai_attention.__version__,
             device_serial_number="none",
-            pixel_measures=_pixel_measures(planes[0], volume),
             content_label="SEGMENTATION",
             series_description=f"Segmentation by {algorithm_name}"[:LONGEST_TEXT],
             specific_character_set="ISO_IR 192",
@@ -197,12 +195,12 @@ def _source_planes(volume: Volume) -> list[Plane]:
     return planes
 
 
-def _sources(planes: Sequence[Plane]) -> list[Dataset]:
-    """The source data sets without pixels, made fit to be referred to.
+def _sources(planes: Sequence[Plane], distance: float) -> list[Dataset]:
+    """The source data sets without pixels, made fit to be referred to; `distance` is that of slices, in mm.
 
     What highdicom insists on and real files may lack is filled in: emptied UIDs with stand-ins made from the image's
     own UID, missing or malformed fields with nothing, an orientation that jitters in its last digit with that of the
-    first image.
+    first image. The distance of slices is the true one, whatever an optional tag says, because highdicom copies it.
     """
     sources = []
     for path in dict.fromkeys(plane.header.path for plane in planes):
@@ -224,9 +222,13 @@ def _sources(planes: Sequence[Plane]) -> list[Dataset]:
     for source in sources:
         for keyword, uid in stand_ins.items():
             setattr(source, keyword, uid)
-        if planes[0].header.frames == 1:
+        if "SharedFunctionalGroupsSequence" in source or "PerFrameFunctionalGroupsSequence" in source:
+            measures = _share_geometry(source)
+        else:
             source.ImageOrientationPatient = first.ImageOrientationPatient
-    _share_orientation(first)
+            measures = source
+        measures.SliceThickness = measures.get("SliceThickness") or distance
+        measures.SpacingBetweenSlices = DSfloat(distance, auto_format=True)
     return sources
 
 
@@ -257,24 +259,26 @@ def _naming_the_source(volume: Volume) -> Iterator[None]:
         ) from None
 
 
-def _share_orientation(source: Dataset) -> None:
-    """Copies a multi-frame file's orientation to its shared functional groups, where alone highdicom looks for it."""
-    per_frame = source.get("PerFrameFunctionalGroupsSequence")
-    if per_frame and "PlaneOrientationSequence" in per_frame[0]:
-        if not source.get("SharedFunctionalGroupsSequence"):
-            source.SharedFunctionalGroupsSequence = [Dataset()]
-        source.SharedFunctionalGroupsSequence[0].PlaneOrientationSequence = per_frame[0].PlaneOrientationSequence
+def _share_geometry(source: Dataset) -> Dataset:
+    """Copies what all frames have in common to the shared functional groups, where alone highdicom looks for it.
+
+    Returns:
+        The item of the shared pixel measures.
+    """
+    if not source.get("SharedFunctionalGroupsSequence"):
+        source.SharedFunctionalGroupsSequence = [Dataset()]
+    shared = source.SharedFunctionalGroupsSequence[0]
+    for name in ("PlaneOrientationSequence", "PixelMeasuresSequence"):
+        if name not in shared:
+            setattr(shared, name, source.PerFrameFunctionalGroupsSequence[0][name].value)
+    return shared.PixelMeasuresSequence[0]
 
 
-def _pixel_measures(plane: Plane, volume: Volume) -> highdicom.PixelMeasuresSequence:
-    """Spacing as it is, not as an optional tag of the source says: the distance of slices along their normal."""
+def _slice_distance(plane: Plane, volume: Volume) -> float:
+    """Distance in mm of the volume's slices, along the normal of a source image."""
     in_plane = plane_affine(plane)[:3, :2]
     normal = np.cross(*(in_plane / np.linalg.norm(in_plane, axis=0)).T)
-    across = int(np.abs(normal @ (volume.affine[:3, :3] / spacing(volume.affine))).argmax())
-    distance = float(abs(normal @ volume.affine[:3, across]))
-    return highdicom.PixelMeasuresSequence(
-        pixel_spacing=plane.pixel_spacing, slice_thickness=distance, spacing_between_slices=distance
-    )
+    return float(np.abs(normal @ volume.affine[:3, :3]).max())
 
 
 def _describe(

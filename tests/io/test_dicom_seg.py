@@ -78,7 +78,8 @@ def test_row_03_labels_lie_in_place_in_the_patient(tmp_path, labels, backwards, 
     if enhanced:
         write_enhanced(tmp_path / "in" / "one.dcm", np.zeros(SHAPE), affine, slices=order)
     else:
-        write_series(tmp_path / "in", np.zeros(SHAPE), affine, slices=order)
+        wrong = {"SpacingBetweenSlices": 9, "SliceThickness": None}  # tags that highdicom would believe or miss
+        write_series(tmp_path / "in", np.zeros(SHAPE), affine, slices=order, **wrong)
     volume = dicom.read(tmp_path / "in")
     on_grid = labels[:, :, ::-1] if backwards else labels
     segmentation = written(tmp_path, np.ascontiguousarray(on_grid), volume)
@@ -169,13 +170,14 @@ def test_emptied_uids_and_jittering_orientations_do_not_stop_it(tmp_path, labels
     assert segmentation.ReferencedSeriesSequence[0].SeriesInstanceUID
 
 
-def test_enhanced_frames_with_orientations_of_their_own(tmp_path, labels):
+def test_enhanced_frames_with_a_geometry_of_their_own(tmp_path, labels):
     path = write_enhanced(tmp_path / "one.dcm", np.zeros(SHAPE), AFFINE)
     dataset = pydicom.dcmread(path)
     shared = dataset.SharedFunctionalGroupsSequence[0]
     for group in dataset.PerFrameFunctionalGroupsSequence:
         group.PlaneOrientationSequence = shared.PlaneOrientationSequence
-    del shared.PlaneOrientationSequence
+        group.PixelMeasuresSequence = shared.PixelMeasuresSequence
+    del dataset.SharedFunctionalGroupsSequence
     dataset.save_as(path)
     written(tmp_path, labels, dicom.read(path))
     assert_in_place(tmp_path / "out.seg.dcm", labels, AFFINE)
