@@ -6,14 +6,15 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
-VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "monai_attention/__init__.py").read_text(encoding="utf-8")).group(1)
+PACKAGE = (ROOT / "monai_attention/__init__.py").read_text(encoding="utf-8")
+VERSION = re.search(r'__version__ = "(.+)"', PACKAGE).group(1)
 DICOM_CODECS = ["pylibjpeg>=2.0", "pylibjpeg-openjpeg>=2.0", "pylibjpeg-rle>=2.0"]
 TRAIN = ["pytorch-ignite>=0.5", "fire>=0.5", "jsonschema>=4"]
 
 setup(
     name="monai_attention",
     version=VERSION,
-    description="Attention networks for 3-D medical volumes in MONAI: bundles with weights, safe reading, bounded memory",
+    description="Attention networks for 3-D medical volumes in MONAI: bundles with weights, strict reading, one command",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
