@@ -14,7 +14,7 @@ TRAIN = ["pytorch-ignite>=0.5", "fire>=0.5", "jsonschema>=4"]
 setup(
     name="monai_attention",
     version=VERSION,
-    description="Attention networks for 3-D medical volumes in MONAI: bundles with weights, strict reading, one command",
+    description="Attention networks for 3-D medical volumes in MONAI: bundles with weights, strict reading, a command",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
