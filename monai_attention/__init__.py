@@ -16,7 +16,7 @@ _PUBLIC = {
     "segment": "monai_attention.inference.segment",
 }
 
-__all__ = ["FlexUNETR", "Refusal", "__version__", "segment"]  # noqa: F822 - resolved by __getattr__
+__all__ = ["FlexUNETR", "Refusal", "__version__", "segment"]
 
 
 def __getattr__(name: str) -> Any:

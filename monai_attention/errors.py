@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 
-class Refusal(ValueError):
+class Refusal(ValueError):  # noqa: N818 - the word users meet in verdicts and messages
     """An input, a bundle or an output that the program refuses, with a code that stays the same between releases.
 
     Args:

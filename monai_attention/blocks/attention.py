@@ -5,6 +5,8 @@ Tokens are (B, N, C) everywhere in this file. Notation: B batch, N tokens, C cha
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
@@ -133,7 +135,7 @@ class TransformerBlock(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-def run(module: nn.Module, *inputs: Tensor, checkpoint: bool) -> Tensor:
+def run(module: nn.Module, *inputs: Tensor, checkpoint: bool) -> Any:
     """Call a module, recomputing its activations in the backward pass if `checkpoint` and it is training.
 
     Trades time for memory (Chen et al. 2016, arXiv:1604.06174); the numbers do not change.

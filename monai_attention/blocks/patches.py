@@ -45,11 +45,12 @@ class PatchEmbedding(nn.Module):
         hidden_size: channels of a token.
         roi_size: crop the position table is learned for, in voxels, multiples of `patch_size`.
         patch_size: edge of a patch in voxels, a power of two.
-        stem: False projects each patch linearly; True looks through log2(patch_size) residual blocks of stride 2, which
-            overlap their neighbours and train in far fewer steps (Xiao et al. 2021, arXiv:2106.14881).
+        stem_widths: channels at strides 2, 4, ..., patch_size / 2. Empty: each patch is projected linearly. Otherwise a
+            stem of residual blocks of stride 2 makes the tokens (Xiao et al. 2021, arXiv:2106.14881).
         dropout_rate: dropout of token channels, in training only.
 
-    Shape: (B, in_channels, *S) -> (B, hidden_size, *S / patch_size), S multiples of `patch_size`.
+    Shape: (B, in_channels, *S) -> the stem's feature maps (B, width, *S / stride), finest first, then the tokens
+        (B, hidden_size, *S / patch_size); S multiples of `patch_size`.
     """
 
     def __init__(
@@ -59,26 +60,28 @@ class PatchEmbedding(nn.Module):
         *,
         roi_size: Sequence[int],
         patch_size: int,
-        stem: bool = False,
+        stem_widths: Sequence[int] = (),
         dropout_rate: float = 0.0,
     ) -> None:
         super().__init__()
         dims = len(roi_size)
-        if stem:
-            levels = patch_size.bit_length() - 1
-            widths = [in_channels, *(hidden_size // 2**k for k in reversed(range(levels)))]
-            self.proj: nn.Module = nn.Sequential(
-                *(UnetResBlock(dims, m, n, kernel_size=3, stride=2, norm_name="instance") for m, n in pairwise(widths))
-            )
-        else:
-            conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]
-            self.proj = conv(in_channels, hidden_size, kernel_size=patch_size, stride=patch_size)
+        self.stem = nn.ModuleList(
+            UnetResBlock(dims, m, n, kernel_size=3, stride=2, norm_name="instance")
+            for m, n in pairwise([in_channels, *stem_widths])
+        )
+        stride = patch_size >> len(self.stem)
+        conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]
+        self.proj = conv([in_channels, *stem_widths][-1], hidden_size, kernel_size=stride, stride=stride)
         grid = [n // patch_size for n in roi_size]
         self.position_embedding = nn.Parameter(torch.empty(1, hidden_size, *grid))
         nn.init.trunc_normal_(self.position_embedding, std=0.02, a=-2.0, b=2.0)
         self.dropout = nn.Dropout(dropout_rate)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """A grid of tokens that know where they are."""
-        x = self.proj(x)
-        return self.dropout(x + interpolate_grid(self.position_embedding, x.shape[2:]))
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """The stem's feature maps, then a grid of tokens that know where they are."""
+        details = []
+        for block in self.stem:
+            x = block(x)
+            details.append(x)
+        tokens = self.proj(x)
+        return [*details, self.dropout(tokens + interpolate_grid(self.position_embedding, tokens.shape[2:]))]

@@ -7,7 +7,8 @@ Differences from the paper and from MONAI's `UNETR`:
 - any input size: the input is zero-padded at the end of each axis to a multiple of the patch, the output cropped,
   and the learned position table is interpolated to the token grid (at the native grid it is used as it is);
 - any power of two as patch size (the paper: 16): a patch of 2**L gives L decoder stages, tapped evenly in depth;
-- optionally a convolutional stem makes the tokens, which shortens training;
+- optionally a convolutional stem makes the tokens, and its feature maps join the skips of their resolution: the paper's
+  skips see the image at full resolution or through tokens only, which takes many more steps to train;
 - attention through torch's fused kernel, activation checkpointing, no unused parameters.
 """
 
@@ -33,7 +34,8 @@ class TokenEncoder(nn.Module):
         taps: indices of the blocks whose output is returned besides the last one's, increasing.
         use_checkpoint: recompute each block in the backward pass.
 
-    Shape: (B, C_in, *S) -> list of len(taps) + 1 tensors (B, hidden_size, *S / patch).
+    Shape: (B, C_in, *S) -> feature maps of the stem, finest first (none without stem), and len(taps) + 1 grids of
+        tokens (B, hidden_size, *S / patch).
     """
 
     def __init__(
@@ -52,16 +54,16 @@ class TokenEncoder(nn.Module):
         self.taps = tuple(taps)
         self.use_checkpoint = use_checkpoint
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """Grids of tokens at the taps, shallowest first, then the normalised output of the last block."""
-        grid = self.patch_embedding(x)
+    def forward(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """The stem's feature maps; tokens at the taps, shallowest first, and the last block's output, normalised."""
+        *details, grid = run(self.patch_embedding, x, checkpoint=self.use_checkpoint)
         tokens = grid.flatten(2).transpose(1, 2)
         tapped = []
         for i, block in enumerate(self.blocks):
             tokens = run(block, tokens, checkpoint=self.use_checkpoint)
             if i in self.taps:
                 tapped.append(tokens)
-        return [t.transpose(1, 2).unflatten(2, grid.shape[2:]) for t in (*tapped, self.norm(tokens))]
+        return details, [t.transpose(1, 2).unflatten(2, grid.shape[2:]) for t in (*tapped, self.norm(tokens))]
 
 
 class FlexUNETR(nn.Module):
@@ -78,7 +80,7 @@ class FlexUNETR(nn.Module):
         mlp_size: width inside the transformer's MLP.
         num_heads: attention heads.
         depth: transformer blocks, at least log2(patch_size).
-        stem: tokens from strided residual blocks instead of one linear projection of each patch.
+        stem: make tokens by strided residual blocks, and let the skips see these, instead of one linear projection.
         qkv_bias: bias in the projections to queries, keys, values.
         dropout_rate: in [0, 1), transformer only, in training only.
         use_checkpoint: recompute transformer blocks and decoder stages in the backward pass.
@@ -118,13 +120,14 @@ class FlexUNETR(nn.Module):
         self.use_checkpoint = use_checkpoint
         block = {"qkv_bias": qkv_bias, "dropout_rate": dropout_rate, "backend": attention_backend}
         conv = {"spatial_dims": dims, "kernel_size": 3, "norm_name": "instance"}
+        widths = [feature_size * 2**k for k in range(levels)] + [hidden_size]  # at stride 2**k
         self.encoder = TokenEncoder(
             PatchEmbedding(
                 in_channels,
                 hidden_size,
                 roi_size=roi_size,
                 patch_size=patch_size,
-                stem=stem,
+                stem_widths=widths[1:-1] if stem else (),
                 dropout_rate=dropout_rate,
             ),
             [TransformerBlock(hidden_size, mlp_size, num_heads, **block) for _ in range(depth)],  # type: ignore[arg-type]
@@ -132,7 +135,6 @@ class FlexUNETR(nn.Module):
             taps=[k * depth // levels for k in range(1, levels)],
             use_checkpoint=use_checkpoint,
         )
-        widths = [feature_size * 2**k for k in range(levels)] + [hidden_size]
         self.input_skip = UnetResBlock(in_channels=in_channels, out_channels=feature_size, stride=1, **conv)
         self.skips = nn.ModuleList(  # skips[k - 1] brings tokens of tap k to stride 2**k
             UnetrPrUpBlock(
@@ -159,9 +161,11 @@ class FlexUNETR(nn.Module):
         """Logits (B, out_channels, *S) of an image (B, in_channels, *S)."""
         size = x.shape[2:]
         x = pad_to_multiple(x, self.patch_size)
-        *tapped, y = self.encoder(x)
-        skips = [run(self.input_skip, x, checkpoint=self.use_checkpoint)]
-        skips += [run(skip, t, checkpoint=self.use_checkpoint) for skip, t in zip(self.skips, tapped, strict=True)]
+        details, (*tapped, y) = self.encoder(x)
+        skips = [run(skip, t, checkpoint=self.use_checkpoint) for skip, t in zip(self.skips, tapped, strict=True)]
+        if details:
+            skips = [skip + detail for skip, detail in zip(skips, details, strict=True)]
+        skips = [run(self.input_skip, x, checkpoint=self.use_checkpoint), *skips]
         for stage, skip in zip(self.decoder, reversed(skips), strict=True):
             y = run(stage, y, skip, checkpoint=self.use_checkpoint)
         return crop_to(self.head(y), size)

@@ -30,7 +30,7 @@ class LabelMapDataset(Dataset):
         classes: name of each target class -> values of the label map it is made of, in order from class 1; all other
             values are background, class 0.
         pairs: values that share an intensity class (left and right of one structure).
-        tissues: groups of values that often look alike (grey matter, white matter, fluid).
+        tissues: values of each tissue in the order of the generator's `contrasts` (grey matter, white matter, fluid).
         strip: values outside the brain, which the generator sometimes removes.
         length: items of the set.
         jitter_mm: standard deviation of the image's centre around the centre of all classes, per axis.
@@ -63,10 +63,9 @@ class LabelMapDataset(Dataset):
         self.target = _table(values, {v: i for i, group in enumerate(classes.values(), 1) for v in group})
         same = {v: min(pair) for pair in pairs for v in pair}
         self.intensity_class = torch.from_numpy(np.unique([same.get(v, v) for v in values], return_inverse=True)[1])
-        self.tissue = torch.arange(int(self.intensity_class.max()) + 1)
-        for group in tissues:
-            members = self.intensity_class[torch.from_numpy(np.isin(values, list(group)))]
-            self.tissue[members] = members.min()
+        self.tissue = torch.full((int(self.intensity_class.max()) + 1,), -1)
+        for i, group in enumerate(tissues):
+            self.tissue[self.intensity_class[torch.from_numpy(np.isin(values, list(group)))]] = i
         generator.strip_labels = tuple(int(i) for i in np.flatnonzero(np.isin(values, list(strip))))
         self.centres = [torch.nonzero(self.target[m.long()]).float().mean(dim=0) for m, _ in self.maps]
 

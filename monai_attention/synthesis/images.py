@@ -35,8 +35,8 @@ class ImageGenerator:
         noise_std: largest standard deviation of the noise, as a part of the intensity range.
         gamma_std: standard deviation of the logarithm of the gamma exponent.
         max_spacing_mm: coarsest spacing that the image is degraded to, along one axis (slices) or along all.
-        tissue_probability: how often classes of one tissue look nearly alike, as in most scans, instead of each having
-            a brightness of its own.
+        contrasts: brightness of each tissue in well-known kinds of scans (T1- or T2-weighted, say), black 0 to white 1.
+        contrast_probability: how often an image resembles one of `contrasts`; otherwise each class has any brightness.
         strip_probability: how often everything in `strip_labels` is set to black.
         strip_labels: values of the label map outside the brain.
     """
@@ -55,7 +55,8 @@ class ImageGenerator:
         noise_std: float = 0.1,
         gamma_std: float = 0.4,
         max_spacing_mm: float = 7.0,
-        tissue_probability: float = 0.5,
+        contrasts: Sequence[Sequence[float]] = (),
+        contrast_probability: float = 0.0,
         strip_probability: float = 0.25,
         strip_labels: Sequence[int] = (),
     ) -> None:
@@ -70,7 +71,8 @@ class ImageGenerator:
         self.noise_std = noise_std
         self.gamma_std = gamma_std
         self.max_spacing_mm = max_spacing_mm
-        self.tissue_probability = tissue_probability
+        self.contrasts = contrasts
+        self.contrast_probability = contrast_probability
         self.strip_probability = strip_probability
         self.strip_labels = tuple(strip_labels)
 
@@ -91,19 +93,19 @@ class ImageGenerator:
             spacing: its voxel spacing in mm.
             centre: the voxel of the label map that lands in the middle of the image.
             intensity_class: for each label value, the class that it shares its intensity with (left and right alike).
-            tissue: for each intensity class, the one that stands for its tissue; None: each for itself.
+            tissue: for each intensity class, the position of its tissue in `contrasts`' rows, -1 if it is of none.
             generator: source of all randomness; lives on the device of `labels`.
 
         Returns:
             image (1, *roi_size) in [0, 1] and the deformed label map (*roi_size), same values as `labels`.
         """
         draw = _Draw(generator)
-        matrix = self._affine(draw)
-        elastic = self._elastic(draw)
-        flip = draw.uniform(0, 1) < 0.5
+        matrix = self._affine(draw) / draw.tensor(spacing)[:, None]  # mm of the image -> voxels of the label map
+        elastic = self._elastic(draw) / draw.tensor(spacing)[:, None, None, None]
+        if draw.uniform(0, 1) < 0.5:  # mirrored
+            matrix[0], elastic[0] = -matrix[0], -elastic[0]
         fine, coarse = (
-            look_up(labels, self._sampling_grid(n, matrix, elastic, flip) / draw.tensor(spacing) + draw.tensor(centre))
-            for n in (self.supersampling, 1)
+            look_up(labels, self._sampling_grid(n, matrix, elastic, centre)) for n in (self.supersampling, 1)
         )
         return self._render(fine, intensity_class, tissue, draw)[None], coarse
 
@@ -120,22 +122,28 @@ class ImageGenerator:
         nodes = [max(2, round(n * self.spacing / 32)) + 1 for n in self.roi_size]
         return draw.uniform(0, self.elastic_mm) * smooth_field(3, nodes, [4 * n for n in nodes], draw.generator)
 
-    def _sampling_grid(self, fineness: int, matrix: Tensor, elastic: Tensor, flip: bool) -> Tensor:
-        """Where each voxel of a grid `fineness` times finer than the image comes from: mm from the centre, (*S, 3)."""
+    def _sampling_grid(self, fineness: int, matrix: Tensor, elastic: Tensor, centre: Sequence[float]) -> list[Tensor]:
+        """Where each voxel of a grid `fineness` times finer than the image comes from: three coordinates, (*S) each."""
         size = [n * fineness for n in self.roi_size]
-        axes = [(torch.arange(n, device=matrix.device) - (n - 1) / 2) * self.spacing / fineness for n in size]
-        grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
-        grid = grid @ matrix.T + F.interpolate(elastic[None], size=size, mode="trilinear")[0].permute(1, 2, 3, 0)
-        return grid * grid.new_tensor([-1 if flip else 1, 1, 1])
+        x, y, z = ((torch.arange(n, device=matrix.device) - (n - 1) / 2) * self.spacing / fineness for n in size)
+        stretched = F.interpolate(elastic[None], size=size, mode="trilinear")[0]
+        return [
+            field.add_((row[0] * x + start)[:, None, None]).add_((row[1] * y)[:, None] + row[2] * z)
+            for field, row, start in zip(stretched, matrix, centre, strict=True)
+        ]
 
     def _render(self, fine: Tensor, intensity_class: Tensor, tissue: Tensor | None, draw: _Draw) -> Tensor:
         """Intensities for a fine label map, averaged and degraded to the image's grid, (*roi_size) in [0, 1]."""
         classes = intensity_class[fine.long()]
         count = int(intensity_class.max()) + 1
         means, stds = draw.rand(count), 0.1 * draw.rand(count)
-        if draw.uniform(0, 1) < self.tissue_probability and tissue is not None:
-            means = (means[tissue] + 0.05 * draw.randn(count)).clamp(0, 1)
-        if draw.uniform(0, 1) < 0.5:  # air is black in half of the images
+        known = tissue is not None and len(self.contrasts) > 0 and draw.uniform(0, 1) < self.contrast_probability
+        if tissue is not None and known:
+            contrast = draw.tensor(self.contrasts[int(draw.uniform(0, len(self.contrasts)))])
+            contrast = contrast + 0.08 * draw.randn(len(contrast))
+            alike = (contrast[tissue] + 0.04 * draw.randn(count)).clamp(0, 1)
+            means = torch.where(tissue >= 0, alike, means)
+        if known or draw.uniform(0, 1) < 0.5:  # air is black, or in half of the other images anything
             means[0] = stds[0] = 0.0
         image = means[classes] + stds[classes] * draw.randn(*fine.shape)
         if self.strip_labels and draw.uniform(0, 1) < self.strip_probability:
@@ -201,13 +209,13 @@ def _rotation(angles: Sequence[float], device: torch.device) -> Tensor:
     return result
 
 
-def look_up(labels: Tensor, index: Tensor) -> Tensor:
-    """Labels (X, Y, Z) at the voxels nearest to fractional indices (*S, 3); 0 outside."""
-    nearest = index.round().long()
-    size = torch.tensor(labels.shape, device=labels.device)
-    inside = ((nearest >= 0) & (nearest < size)).all(dim=-1)
-    x, y, z = torch.minimum(nearest.clamp_min(0), size - 1).unbind(-1)
-    return labels.reshape(-1)[(x * size[1] + y) * size[2] + z] * inside
+def look_up(labels: Tensor, coordinates: Sequence[Tensor]) -> Tensor:
+    """Labels (X, Y, Z) at the voxels nearest to three fractional coordinates (overwritten); 0 outside."""
+    padded = F.pad(labels, (1,) * 6)  # coordinates outside are moved to this border
+    flat = torch.zeros_like(coordinates[0], dtype=torch.int64)
+    for coordinate, n in zip(coordinates, labels.shape, strict=True):
+        flat.mul_(n + 2).add_(coordinate.round_().clamp_(-1, n).add_(1).int())
+    return padded.reshape(-1)[flat]
 
 
 def smooth_field(channels: int, nodes: Sequence[int], size: Sequence[int], generator: torch.Generator) -> Tensor:

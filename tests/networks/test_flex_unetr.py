@@ -39,3 +39,11 @@ def test_the_answer_at_a_padded_size_is_that_of_the_padded_image():
 def test_wrong_arguments_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         FlexUNETR(1, 2, **{"roi_size": (16, 16), **SMALL, **options})
+
+
+def test_a_stem_shows_the_image_to_the_skips_and_every_parameter_learns():
+    network = FlexUNETR(1, 2, roi_size=(16, 16), stem=True, **SMALL)
+    network(torch.randn(1, 1, 21, 16)).square().mean().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
+    assert [block.conv1.conv.out_channels for block in network.encoder.patch_embedding.stem] == [8]
+    assert network.encoder.patch_embedding.proj.kernel_size == (2, 2)
