@@ -29,7 +29,8 @@ DEFAULT_BUNDLE = "brain_mri_tissue_flexunetr"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code: 0 all fine, 1 some cases refused or failed, 2 wrong arguments."""
     options = _parser().parse_args(arguments)
-    logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(levelname)s %(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    logging.getLogger("monai_attention").setLevel(logging.DEBUG if options.verbose else logging.WARNING)
     try:
         return options.verb(options)
     except Refusal as refusal:

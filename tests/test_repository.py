@@ -28,7 +28,7 @@ ARROWS = {
     "__main__": {"cli"},
     "errors": set(),
     "io": {"errors"},
-    "checkpoints": {"errors"},
+    "checkpoints": {"errors", "io"},
     "bundles": {"errors", "io", "checkpoints"},
     "report": {"errors", "io"},
     "blocks": {"errors"},

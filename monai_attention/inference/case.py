@@ -81,9 +81,11 @@ def run_case(case: Case, folder: Path, settings: Settings, *, progress: bool = F
         message = "there was not enough memory for this case"
         record |= _refused("E-MEMORY", message, case.path, "crop the image or close other programs")
     except Exception as error:  # a fault of ours must not stop the other cases; it is reported, not hidden
-        logger.exception("%s: internal error", case.path)
+        # The text of a foreign error may quote the input, so only those who ask for it see more than the type.
+        logger.error("%s: internal error, %s", case.path, type(error).__name__)
+        logger.debug("%s", case.path, exc_info=True)
         message = f"internal error: {type(error).__name__}"
-        record |= _refused("E-INTERNAL", message, case.path, "please report it with the log of this run")
+        record |= _refused("E-INTERNAL", message, case.path, "please report it with what --verbose prints")
     if record["verdict"] == "refused":
         for name in OUTPUTS.values():
             (folder / name).unlink(missing_ok=True)  # nothing of an earlier or half-done result stays

@@ -201,7 +201,7 @@ def _files(source: Path) -> Iterator[Path]:
             continue
         seen.add((status.st_dev, status.st_ino))
         subfolders.sort()
-        yield from (Path(folder, name) for name in sorted(names))
+        yield from (path for name in sorted(names) if not (path := Path(folder, name)).is_fifo())  # one would block
 
 
 def _chosen(scan: Scan, options: ReadOptions, requirements: Requirements | None) -> Series:
