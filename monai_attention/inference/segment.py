@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from monai_attention import __version__, bundles
+from monai_attention.errors import Refusal
 from monai_attention.inference import ledger
 from monai_attention.io.cases import Case, find_cases
 from monai_attention.io.volume import ReadOptions
@@ -95,8 +96,8 @@ def segment(
         One result a case of this part, in the order of the inputs.
 
     Raises:
-        Refusal: the inputs cannot be listed, the output cannot be written, or the bundle cannot be loaded. A case that
-            cannot be segmented raises nothing: its result says so.
+        Refusal: the inputs cannot be listed, the output cannot be written, the bundle cannot be loaded, or there is no
+            such device. A case that cannot be segmented raises nothing: its result says so.
     """
     options = options or ReadOptions()
     output = Path(output).absolute()
@@ -157,7 +158,12 @@ def _settings(
 
     from monai_attention.inference.case import Settings
 
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    name = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # torch's ways of saying that there is no such device
+        remedy = "leave --device away, or name one this computer has: cpu, cuda, cuda:1, mps"
+        raise Refusal("E-DEVICE", f"there is no device {name!r} to compute on", remedy=remedy) from error
     loaded = bundles.load(bundle, trust=trust, overrides=overrides)
     loaded.network.to(place)
     return Settings(loaded, place, options, tuple(formats), overrides)

@@ -224,6 +224,8 @@ def test_a_bundle_that_cannot_be_loaded_stops_the_run(tmp_path, bundle):
         segment(path, tmp_path / "out", bundle="no_such_bundle")
     with pytest.raises(Refusal, match="E-OVERRIDE"):
         segment(path, tmp_path / "out", bundle=bundle, overrides={"inferer::no::such": 1})
+    with pytest.raises(Refusal, match="E-DEVICE there is no device 'abacus'"):
+        segment(path, tmp_path / "out", bundle=bundle, device="abacus")
 
 
 # Cohorts
