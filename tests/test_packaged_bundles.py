@@ -98,7 +98,7 @@ def test_its_training_runs_on_label_maps_made_of_code(bundle, tmp_path):
         )
         workflow.initialize()
         workflow.run()
-        assert workflow.train_trainer.state.iteration == epochs
+        assert workflow.parser.get_parsed_content("train#trainer").state.iteration == epochs
         workflow.finalize()
-    assert workflow.train_dataset.first == 1
+    assert workflow.parser.get_parsed_content("train#dataset").first == 2  # a batch of two was seen before
     assert len(list((tmp_path / "run").glob("checkpoint_epoch=*.pt"))) == 2
