@@ -37,7 +37,16 @@ setup(
     extras_require={
         "dicom-codecs": DICOM_CODECS,
         "train": TRAIN,
-        "dev": [*DICOM_CODECS, *TRAIN, "pytest>=8", "pytest-timeout>=2", "hypothesis>=6", "ruff>=0.6", "mypy>=1.10"],
+        "dev": [
+            *DICOM_CODECS,
+            *TRAIN,
+            "pytest>=8",
+            "pytest-timeout>=2",
+            "hypothesis>=6",
+            "einops>=0.7",
+            "ruff>=0.6",
+            "mypy>=1.10",
+        ],
     },
     entry_points={"console_scripts": ["monai-attention=monai_attention.cli:main"]},
 )
