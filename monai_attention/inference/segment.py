@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -110,7 +111,7 @@ def segment(
     info = bundles.info(bundle)
     parameters = {
         "program": __version__,
-        "bundle": [info.name, info.version, info.weights_sha256],
+        "bundle": [info.name, info.version, info.weights_sha256, _configuration_hash(info.folder)],
         "options": {key: value for key, value in asdict(options).items() if key != "max_memory"},
         "formats": sorted(formats),
         "overrides": dict(overrides or {}),
@@ -211,6 +212,12 @@ def _claimed(case: Case, folder: Path, fingerprint: str, run: _Run) -> dict[str,
 def now() -> str:
     """The time, ISO 8601, UTC; such texts sort like the times."""
     return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+
+
+def _configuration_hash(bundle: Path) -> str:
+    """Changes when somebody edits the bundle, so that old results are not taken for its."""
+    files = (bundle / "configs/metadata.json", bundle / "configs/inference.json")
+    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def _fingerprint(case: Case, parameters: Mapping[str, Any]) -> str:

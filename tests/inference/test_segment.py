@@ -246,6 +246,17 @@ def test_finished_cases_are_kept_and_refused_ones_tried_again(tmp_path, bundle):
     assert not fourth[0].resumed
 
 
+def test_results_of_an_edited_bundle_are_made_anew(tmp_path):
+    bundle = threshold_bundle(tmp_path / "edited")
+    array, _ = ball((30, 30, 30), np.eye(4))
+    path = write_nifti(tmp_path / "a.nii", array, np.eye(4))
+    assert not segment(path, tmp_path / "out", bundle=bundle)[0].resumed
+    assert segment(path, tmp_path / "out", bundle=bundle)[0].resumed
+    configuration = bundle / "configs/inference.json"
+    configuration.write_text(configuration.read_text().replace("0.25", "0.5"))
+    assert not segment(path, tmp_path / "out", bundle=bundle)[0].resumed
+
+
 def test_the_same_input_gives_the_same_bytes(tmp_path, bundle):
     array, _ = ball((30, 30, 30), oblique((1, 1, 1)))
     path = write_nifti(tmp_path / "a.nii", array, oblique((1, 1, 1)))
