@@ -217,6 +217,8 @@ def _lines(file: BinaryIO, path: Path) -> Iterator[str]:
     while line := file.readline(MAX_HEADER_BYTES):
         if file.tell() > MAX_HEADER_BYTES:
             raise corrupt(path, f"the header is longer than {MAX_HEADER_BYTES} bytes")
+        if b"\0" in line:
+            raise corrupt(path, "the header, which is text, holds a zero byte")
         yield os.fsdecode(line).rstrip("\r\n")
 
 

@@ -5,7 +5,7 @@ import zlib
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from monai_attention.errors import Refusal
@@ -138,6 +138,7 @@ def test_row_16_any_flipped_byte_of_the_data_is_refused_or_harmless(tmp_path, fo
 
 @settings(max_examples=200, deadline=None)
 @given(format=st.sampled_from(["mha", "nrrd"]), at=st.floats(0, 1), value=st.integers(0, 255))
+@example(format="mha", at=0.9921875, value=0)  # a zero byte in the name of the data file
 def test_a_damaged_header_is_a_refusal_or_a_volume_never_another_error(tmp_path_factory, format, at, value):
     path = WRITERS[format](tmp_path_factory.mktemp("itk") / f"image.{format}", ramp(*SHAPE), LPS)
     whole = bytearray(path.read_bytes())
