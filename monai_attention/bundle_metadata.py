@@ -66,6 +66,21 @@ def classes(metadata: Config) -> dict[int, str]:
         raise refusal(metadata, id, "expected label values and their names", defined) from None
 
 
+def plausible_volumes(metadata: Config) -> dict[str, tuple[float, float]]:
+    """Class name -> smallest and largest volume in mL that is believed without a look, from `plausible_ml`.
+
+    Raises:
+        Refusal: `E-BUNDLE-METADATA` if it names what is no class, or says something we do not understand.
+    """
+    stated, names = metadata.tree.get("plausible_ml", {}), classes(metadata).values()
+    if not isinstance(stated, dict):
+        raise refusal(metadata, "plausible_ml", "expected an object", stated)
+    for name, limits in stated.items():
+        if name not in names or not _pair(limits):
+            raise refusal(metadata, f"plausible_ml::{name}", "expected a class and [smallest, largest] mL", limits)
+    return {name: (low, high) for name, (low, high) in stated.items()}
+
+
 def recorded_weights(metadata: Config, file: str) -> tuple[str | None, int | None]:
     """Hash and size of a weights file, as the metadata records them under `weights`."""
     try:

@@ -1,9 +1,10 @@
 """Bundles: find, list, describe, verify and load them, running nothing they have not been allowed to.
 
 A bundle is a folder (or a zip of one) after MONAI's specification: `LICENSE`, `configs/metadata.json`,
-`configs/inference.json`, `models/model.pt`, `docs/README.md`. Two keys of the metadata are ours: `gate` says which
-volumes the bundle accepts (the fields of `monai_attention.io.volume.Requirements`), `weights` the size and hash of each
-weights file. `configs/logging.conf`, `scripts/` and whatever else a bundle may carry is never read.
+`configs/inference.json`, `models/model.pt`, `docs/README.md`. Three keys of the metadata are ours: `gate` says which
+volumes the bundle accepts (the fields of `monai_attention.io.volume.Requirements`), `plausible_ml` which volumes of a
+class are believed without a look, `weights` the size and hash of each weights file. `configs/logging.conf`, `scripts/`
+and whatever else a bundle may carry is never read.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from monai_attention.bundle_config import (
     read_config,
     references,
 )
-from monai_attention.bundle_metadata import classes, gate, recorded_weights
+from monai_attention.bundle_metadata import classes, gate, plausible_volumes, recorded_weights
 from monai_attention.bundle_trust import Finding, scan
 from monai_attention.errors import Refusal
 from monai_attention.io.volume import Requirements
@@ -86,6 +87,7 @@ class LoadedBundle:
         metadata: content of `metadata.json`, with the overrides.
         classes: label value -> name.
         requirements: which volumes it accepts.
+        plausible_ml: class name -> smallest and largest volume in mL that is believed without a look.
         weights_sha256: hash of the weights file that was loaded.
     """
 
@@ -97,6 +99,7 @@ class LoadedBundle:
     metadata: Mapping[str, Any]
     classes: Mapping[int, str]
     requirements: Requirements
+    plausible_ml: Mapping[str, tuple[float, float]]
     weights_sha256: str
 
 
@@ -241,6 +244,7 @@ def load(bundle: str | Path, *, trust: bool = False, overrides: Mapping[str, Any
         metadata=metadata.tree,
         classes=classes(metadata),
         requirements=gate(metadata),
+        plausible_ml=plausible_volumes(metadata),
         weights_sha256=report.sha256,
     )
 

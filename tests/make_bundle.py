@@ -18,7 +18,7 @@ def threshold_bundle(folder, **options):
     return write_bundle(folder, network, {"weight": 30 * slope, "bias": -30 * THRESHOLD * slope.flatten()}, **options)
 
 
-def write_bundle(folder, network, weights, *, spacing=2.0, modality="MR", gate=None):
+def write_bundle(folder, network, weights, *, spacing=2.0, modality="MR", gate=None, plausible_ml=None):
     """Write a bundle for two classes: `network` is its `network_def`, `weights` the state dict."""
     (folder / "configs").mkdir(parents=True)
     (folder / "models").mkdir()
@@ -52,6 +52,7 @@ def write_bundle(folder, network, weights, *, spacing=2.0, modality="MR", gate=N
             },
         },
         "gate": {"modalities": [modality], "spacing_mm": [0.2, 20.0], **(gate or {})},
+        "plausible_ml": plausible_ml or {},
         "weights": {"models/model.pt": {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}},
     }
     inference = {

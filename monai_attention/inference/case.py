@@ -108,11 +108,9 @@ def _segment_case(
 def _write_case(case: Case, folder: Path, settings: Settings, volume: Volume, labels: np.ndarray) -> dict[str, Any]:
     """Write the outputs of a case; the part of its record that they fill."""
     bundle = settings.bundle
-    notes = list(volume.notes)
-    if not labels.any():
-        notes.append(Note("flag", "F-EMPTY", "nothing was found: every voxel is background"))
     kinds = ["labels", "classes", "volumes", "preview"]
     volumes = measure(labels, volume.affine, bundle.classes)
+    notes = [*volume.notes, *_doubts({name: found["ml"] for name, found in volumes.items()}, bundle.plausible_ml)]
     write.write_labels(folder / OUTPUTS["labels"], labels, volume.affine)
     write.write_json(folder / OUTPUTS["classes"], {str(label): name for label, name in bundle.classes.items()})
     write_volumes(folder / OUTPUTS["volumes"], [{"case_id": case.id, "volumes": volumes}])
@@ -142,6 +140,19 @@ def _write_case(case: Case, folder: Path, settings: Settings, volume: Volume, la
         "volumes": volumes,
         "outputs": {kind: OUTPUTS[kind] for kind in kinds},
     }
+
+
+def _doubts(volumes_ml: Mapping[str, float], plausible: Mapping[str, tuple[float, float]]) -> list[Note]:
+    """Flags for a result that somebody should look at because of how much was found."""
+    if not any(volumes_ml.values()):
+        return [Note("flag", "F-EMPTY", "nothing was found: every voxel is background")]
+    odd = [
+        f"{name} {volumes_ml[name]:.0f} mL, expected {low:g} to {high:g}"
+        for name, (low, high) in plausible.items()
+        if not low <= volumes_ml[name] <= high
+    ]
+    message = f"implausible volumes, or not a whole one in the image: {'; '.join(odd)}"
+    return [Note("flag", "F-VOLUME", message)] if odd else []
 
 
 def _refused(code: str, message: str, path: Path, remedy: str) -> dict[str, Any]:

@@ -170,6 +170,17 @@ def test_nothing_found_is_flagged(tmp_path, bundle):
     assert (result.verdict, result.code) == ("flagged", "F-EMPTY")
 
 
+@pytest.mark.parametrize(("limits", "verdict"), [((2.5, 4), "ok"), ((4, 9), "flagged"), ((0.1, 2), "flagged")])
+def test_a_volume_outside_the_bundles_limits_is_flagged(tmp_path, limits, verdict):
+    bundle = threshold_bundle(tmp_path / "b", plausible_ml={"bright": limits})
+    array, _ = ball((30, 30, 30), np.eye(4))
+    (result,) = segment(write_nifti(tmp_path / "a.nii", array, np.eye(4)), tmp_path / "out", bundle=bundle)
+    assert result.verdict == verdict
+    if verdict == "flagged":
+        assert result.code == "F-VOLUME"
+        assert f"bright 3 mL, expected {limits[0]} to {limits[1]}" in result.message
+
+
 # Verdicts
 
 
