@@ -19,6 +19,7 @@ from pydicom.uid import (
     generate_uid,
 )
 from pydicom.valuerep import DSfloat
+from scipy.spatial.transform import Rotation
 
 CANARY = "CANARYBIRD"
 """Stands in every field that could name the patient; must never be seen outside DICOM files."""
@@ -47,6 +48,13 @@ def ras_affine(spacing: tuple[float, ...], rotation: np.ndarray | None = None, o
     affine[:3, :3] = turn @ np.diag([-1.0, -1.0, 1.0]) @ np.diag(spacing)
     affine[:3, 3] = origin
     return affine
+
+
+SHAPE = (7, 6, 10)
+AFFINE = ras_affine((0.8, 0.9, 2.0), Rotation.from_euler("xyz", [10, -20, 30], degrees=True).as_matrix(), (5, -6, 7))
+"""An oblique grid for arrays of SHAPE."""
+SCOUT = ras_affine((1.0, 1.0, 1.0), Rotation.from_euler("x", 90, degrees=True).as_matrix())
+"""A grid that lies across the others."""
 
 
 def tilted(affine: np.ndarray, degrees: float) -> np.ndarray:
