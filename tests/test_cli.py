@@ -1,4 +1,4 @@
-"""The command: its helps, its exit codes, and that it passes on what was typed."""
+"""The command: its helps, its exit codes, that it passes on what was typed, and that it needs no network."""
 
 import json
 import subprocess
@@ -26,6 +26,20 @@ for verb in json.loads(sys.argv[1]):
         main([*verb, "--help"])
     texts.append(text.getvalue())
 print(json.dumps([texts, sorted(sys.modules)]))
+"""
+PROMISE = "no network access unless asked"
+RUN_WITHOUT_NETWORK = """
+import sys, traceback
+_, promise, *arguments = sys.argv
+asking = ("connect", "sendto", "sendmsg", "getaddrinfo", "gethostbyname", "gethostbyaddr")
+def listen(event, args):
+    if event.startswith("socket.") and event.removeprefix("socket.") in asking:
+        print(promise, event, args, file=sys.__stderr__)  # seen even if somebody swallows the error
+        traceback.print_stack(file=sys.__stderr__)
+        raise AssertionError(promise)
+sys.addaudithook(listen)
+from monai_attention.cli import main
+sys.exit(main(arguments))
 """
 ORIGINAL = segmenting.segment
 
@@ -230,3 +244,16 @@ def test_verify_prints_every_check_and_ends_with_1_if_one_failed(ok, end, monkey
     monkeypatch.setattr(bundle_verify, "verify", lambda bundle, full: bundle_verify.Verification(bundle, checks))
     assert cli.main(["bundles", "verify", "mine"]) == end
     assert capsys.readouterr().out == f"ok   files: all 5\n{'ok  ' if ok else 'FAIL'} weights: 30 MB\n"
+
+
+def test_demo_segments_its_phantom_without_network(tmp_path):
+    """From the first import to the report, in a process in which asking for an address or a connection fails."""
+    ran = subprocess.run(
+        [sys.executable, "-c", RUN_WITHOUT_NETWORK, PROMISE, "demo", "-o", str(tmp_path), "--quiet"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert PROMISE not in ran.stderr, ran.stderr[-3000:]
+    assert ran.returncode == 0, ran.stdout + ran.stderr[-3000:]
+    assert list(tmp_path.glob("segmentation/*/labels.nii.gz"))
