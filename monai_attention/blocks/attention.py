@@ -34,6 +34,8 @@ def attend(
     """
     if backend == "math":
         return attention_weights(q, k, bias=bias, dropout=dropout) @ v
+    if bias is not None and bias.ndim == 3:
+        bias = bias[None]  # the same numbers, but on the CPU the fused kernels take no other
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
 
 
@@ -42,6 +44,14 @@ def attention_weights(q: Tensor, k: Tensor, *, bias: Tensor | None = None, dropo
     scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
     weights = (scores if bias is None else scores + bias).softmax(dim=-1)
     return F.dropout(weights, dropout) if dropout else weights
+
+
+def check_heads(hidden_size: int, num_heads: int, backend: str) -> None:
+    """Raise ValueError unless channels divide into heads and the backend is one of `BACKENDS`."""
+    if hidden_size % num_heads:
+        raise ValueError(f"hidden_size must be a multiple of num_heads; got {hidden_size=}, {num_heads=}")
+    if backend not in BACKENDS:
+        raise ValueError(f"attention_backend must be one of {BACKENDS}; got {backend!r}")
 
 
 class Attention(nn.Module):
@@ -67,10 +77,7 @@ class Attention(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        if hidden_size % num_heads:
-            raise ValueError(f"hidden_size must be a multiple of num_heads; got {hidden_size=}, {num_heads=}")
-        if backend not in BACKENDS:
-            raise ValueError(f"attention_backend must be one of {BACKENDS}; got {backend!r}")
+        check_heads(hidden_size, num_heads, backend)
         self.num_heads = num_heads
         self.dropout_rate = dropout_rate
         self.backend = backend
