@@ -1,4 +1,4 @@
-"""Strict, hashed, weights-only loading of checkpoints, and conversion from other libraries' key layouts."""
+"""Strict, hashed, weights-only loading of checkpoints; `monai_attention.layouts` knows other people's."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import logging
 import pickle
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +17,9 @@ from torch import Tensor, nn
 
 from monai_attention.errors import Refusal
 from monai_attention.io.write import replacing, write_json
+from monai_attention.layouts import LAYOUTS, Converted, StateDict
 
 logger = logging.getLogger(__name__)
-
-StateDict = dict[str, Tensor]
 
 # A checkpoint may hold the weights directly or, as trainers write it, one level down under one of these keys.
 _WRAPPERS = ("state_dict", "model", "network")
@@ -35,12 +34,14 @@ class Report:
         sha256: hash of the file.
         layout: layout the keys were converted from, or None if they fitted as they were.
         dropped: keys of the file that the layout carries but never uses.
+        fresh: keys of the network that the layout does not have, which keep their values.
         cast: dtypes in the file that were cast to the network's, for example ("float16",).
     """
 
     sha256: str
     layout: str | None = None
     dropped: tuple[str, ...] = ()
+    fresh: tuple[str, ...] = ()
     cast: tuple[str, ...] = ()
 
 
@@ -83,19 +84,22 @@ def load_weights(
     state, digest = _read(Path(path), sha256, size)
     layout = layout or _layout_for(state, network)
     dropped: tuple[str, ...] = ()
+    fresh: tuple[str, ...] = ()
     if layout is not None:
-        state, dropped = convert(state, layout, network)
+        state, dropped, fresh = convert(state, layout, network)
         logger.info("converted from %s; %d unused keys dropped", layout, len(dropped))
+        if fresh:
+            logger.warning("not in the file, left untrained: %s", _ten(fresh))
     if problem := _mismatch(state, network.state_dict()):
         remedy = "the bundle's network_def and its weights do not belong together"
         raise Refusal("E-WEIGHTS-MISMATCH", problem, path=path, remedy=remedy)
     own = network.state_dict()
     cast = {str(t.dtype).removeprefix("torch.") for key, t in state.items() if t.dtype != own[key].dtype}
     network.load_state_dict(state, strict=True)  # copies into the network's own tensors, so their dtype stays
-    return Report(sha256=digest, layout=layout, dropped=dropped, cast=tuple(sorted(cast)))
+    return Report(sha256=digest, layout=layout, dropped=dropped, fresh=fresh, cast=tuple(sorted(cast)))
 
 
-def convert(state: Mapping[str, Tensor], layout: str, network: nn.Module) -> tuple[StateDict, tuple[str, ...]]:
+def convert(state: Mapping[str, Tensor], layout: str, network: nn.Module) -> Converted:
     """Rename and reshape a foreign state dict for one of our networks.
 
     Args:
@@ -103,8 +107,8 @@ def convert(state: Mapping[str, Tensor], layout: str, network: nn.Module) -> tup
         layout: one of `LAYOUTS`.
         network: the target; tells what the file cannot (the grid of a position table, the shape of a patch).
 
-    Returns:
-        The new state dict, and the keys left out because the foreign network never uses them.
+    Raises:
+        Refusal: `E-WEIGHTS-MISMATCH` if position tables belong to other windows than the network's.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"layout must be one of {tuple(LAYOUTS)}; got {layout!r}")
@@ -220,24 +224,6 @@ def _mismatch(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
     return "; ".join(f"{len(keys)} {name} keys: {_ten(keys)}" for name, keys in groups.items() if keys)
 
 
-def _ten(names: Iterable[str]) -> str:
-    """The first ten names."""
-    names = list(names)
-    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
-
-
-# Layouts of other libraries
-
-
-@dataclass(frozen=True)
-class Layout:
-    """A foreign key layout: a key that gives it away, the network it converts to, and how."""
-
-    known_by: str
-    network: str
-    convert: Callable[[Mapping[str, Tensor], nn.Module], tuple[StateDict, tuple[str, ...]]]
-
-
 def _layout_for(state: Mapping[str, Tensor], network: nn.Module) -> str | None:
     """The layout to convert from; None if the keys fit as they are, or are nobody's we know."""
     if state.keys() == network.state_dict().keys():
@@ -246,44 +232,7 @@ def _layout_for(state: Mapping[str, Tensor], network: nn.Module) -> str | None:
     return next((name for name, one in LAYOUTS.items() if one.known_by in state and one.network == kind), None)
 
 
-# MONAI's UNETR up to 1.6.1: tensors it carries and never reads (cross attention since 1.4, the class token before 0.8).
-_MONAI_UNETR_UNUSED = re.compile(r"vit\.(blocks\.\d+\.(norm_)?cross_attn\.|patch_embedding\.cls_token$)")
-_MONAI_UNETR_NAMES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
-    (r"^vit\.patch_embedding\.patch_embeddings\.(?:1\.)?", "encoder.patch_embedding.proj."),
-    (r"^vit\.patch_embedding\.position_embeddings$", "encoder.patch_embedding.position_embedding"),
-    (r"^vit\.(blocks\.\d+)\.mlp\.linear", r"encoder.\1.mlp.fc"),
-    (r"^vit\.(blocks\.\d+)\.attn\.out_proj\.", r"encoder.\1.attn.proj."),
-    (r"^vit\.", "encoder."),
-    (r"^encoder1\.layer\.", "input_skip."),
-    (r"^encoder([234])\.", lambda m: f"skips.{int(m[1]) - 2}."),  # shallowest first
-    (r"^decoder([2345])\.", lambda m: f"decoder.{5 - int(m[1])}."),  # coarsest first
-    (r"^out\.", "head."),
-)
-
-
-def _from_monai_unetr(state: Mapping[str, Tensor], network: nn.Module) -> tuple[StateDict, tuple[str, ...]]:
-    """MONAI `UNETR` -> `FlexUNETR` (patch_size 16, depth 12), either `proj_type`."""
-    dropped = tuple(key for key in state if _MONAI_UNETR_UNUSED.match(key))
-    named = {_renamed(key): value for key, value in state.items() if key not in dropped}
-    wanted = network.state_dict()
-    table, patch = "encoder.patch_embedding.position_embedding", "encoder.patch_embedding.proj.weight"
-    if table in named and named[table].ndim == 3 and named[table].numel() == wanted[table].numel():
-        named[table] = named[table].transpose(1, 2).reshape(wanted[table].shape)  # (1, N, C) -> (1, C, *grid)
-    if patch in named and named[patch].ndim == 2 and named[patch].numel() == wanted[patch].numel():
-        hidden, channels, *sides = wanted[patch].shape  # a linear layer over (p1 p2 p3 c) is the same convolution
-        named[patch] = named[patch].reshape(hidden, *sides, channels).movedim(-1, 1)
-    return named, dropped
-
-
-def _renamed(key: str) -> str:
-    """The first rule that matches, applied."""
-    for pattern, replacement in _MONAI_UNETR_NAMES:
-        new, count = re.subn(pattern, replacement, key)
-        if count:
-            return new
-    return key
-
-
-LAYOUTS: dict[str, Layout] = {
-    "monai_unetr": Layout("vit.patch_embedding.position_embeddings", "FlexUNETR", _from_monai_unetr),
-}
+def _ten(names: Iterable[str]) -> str:
+    """The first ten names."""
+    names = list(names)
+    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")

@@ -152,7 +152,7 @@ def test_older_monai_unetr_keys_that_were_never_read_are_dropped_and_reported() 
         "vit.blocks.3.cross_attn.out_proj.weight",
         "vit.blocks.3.norm_cross_attn.bias",
     ]
-    state, dropped = convert({key: torch.zeros(1) for key in [*old, "vit.norm.weight"]}, "monai_unetr", ours)
+    state, dropped, _ = convert({key: torch.zeros(1) for key in [*old, "vit.norm.weight"]}, "monai_unetr", ours)
     assert state.keys() == {"encoder.norm.weight"}
     assert list(dropped) == old
 

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 _LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
-def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+def pad_to_multiple(x: Tensor, multiple: int | Sequence[int]) -> Tensor:
     """Zero-pad (B, C, *S) at the end of each spatial axis to the next multiple; `crop_to` undoes it."""
-    pads = [p for n in reversed(x.shape[2:]) for p in (0, -n % multiple)]
+    multiples = [multiple] * (x.ndim - 2) if isinstance(multiple, int) else multiple
+    pads = [p for n, m in zip(reversed(x.shape[2:]), reversed(multiples), strict=True) for p in (0, -n % m)]
     return F.pad(x, pads) if any(pads) else x
 
 

@@ -62,9 +62,10 @@ def swin_blocks(
     drop_path_rates: Sequence[float],
     mlp_size: int | None = None,
     dropout_rate: float = 0.0,
+    all_shifted: bool = False,
     **attention: bool | str,
 ) -> nn.ModuleList:
-    """The blocks of a stage: windows as they are and shifted, by turns.
+    """The blocks of a stage: windows as they are and shifted, by turns (or all shifted).
 
     Args:
         hidden_size: channels C.
@@ -74,6 +75,7 @@ def swin_blocks(
         drop_path_rates: one for each block.
         mlp_size: channels inside the MLP; None: 4 C.
         dropout_rate: everywhere, in training only.
+        all_shifted: shift every block.
         attention: further arguments of `WindowAttention`.
     """
     return nn.ModuleList(
@@ -82,7 +84,7 @@ def swin_blocks(
                 hidden_size,
                 num_heads,
                 window=window,
-                shift=shift if i % 2 else [0] * len(shift),
+                shift=shift if i % 2 or all_shifted else [0] * len(shift),
                 dropout_rate=dropout_rate,
                 **attention,  # type: ignore[arg-type]
             ),

@@ -10,9 +10,18 @@ from torch import nn
 
 import monai_attention.networks
 
-SMALL = {  # constructor arguments that make each network small
-    "FlexUNETR": {"patch_size": 4, "feature_size": 4, "hidden_size": 24, "mlp_size": 32, "num_heads": 2, "depth": 4},
-}
+
+def _small(name, dims):
+    """Constructor arguments that make a network small."""
+    unetr = {"patch_size": 4, "feature_size": 4, "hidden_size": 24, "mlp_size": 32, "num_heads": 2, "depth": 4}
+    nnformer = {
+        **{"patch_size": (2,) * dims, "feature_size": 8, "depths": (2, 2, 1), "num_heads": (2, 2, 4)},
+        **{"window": (4, (2,) * dims, 2), "drop_path_rate": 0.0},
+    }
+    return {"roi_size": (16,) * dims, **{"FlexUNETR": unetr, "NNFormer": nnformer}[name]}
+
+
+RANDOM = {"NNFormer": {"drop_path_rate": 0.5}}  # what each network drops in training; default: dropout_rate
 
 
 def _networks():
@@ -28,20 +37,22 @@ def network_class(request):
     return request.param
 
 
-def _build(network_class, roi=(16, 16, 16), **options):
+def _build(network_class, dims=3, **options):
     torch.manual_seed(0)
-    return network_class(2, 3, roi_size=roi, **SMALL[network_class.__name__], **options)
+    return network_class(2, 3, **{**_small(network_class.__name__, dims), **options})
 
 
 @pytest.mark.parametrize("size", [(16, 16), (19, 33), (16, 16, 16), (17, 20, 9)])
 def test_the_output_has_the_size_of_the_input(network_class, size):
-    network = _build(network_class, roi=(16,) * len(size))
+    network = _build(network_class, dims=len(size))
     assert network(torch.randn(1, 2, *size)).shape == (1, 3, *size)
 
 
 def test_every_parameter_gets_a_finite_gradient(network_class):
-    network = _build(network_class)
-    network(torch.randn(1, 2, 16, 16, 16)).square().mean().backward()
+    heads = "deep_supervision" in inspect.signature(network_class).parameters
+    network = _build(network_class, **({"deep_supervision": True} if heads else {}))
+    logits = network(torch.randn(1, 2, 16, 16, 16))
+    sum(x.square().mean() for x in (logits if heads else [logits])).backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, f"{name} is not used"
         assert parameter.grad.isfinite().all(), name
@@ -49,8 +60,10 @@ def test_every_parameter_gets_a_finite_gradient(network_class):
 
 
 def test_evaluation_is_deterministic_with_dropout(network_class):
-    network = _build(network_class, dropout_rate=0.5).eval()
+    network = _build(network_class, **RANDOM.get(network_class.__name__, {"dropout_rate": 0.5}))
     x = torch.randn(1, 2, 16, 16, 16)
+    assert not torch.equal(network(x), network(x))
+    network.eval()
     assert torch.equal(network(x), network(x))
 
 

@@ -1,0 +1,161 @@
+"""How published networks name and shape their weights, and how these become ours.
+
+A layout is a table of names and, where a tensor has another form, a function. Every quirk of a published network that
+its weights depend on is dealt with here, or is an option of the network that is named here.
+
+`monai_unetr` -> `FlexUNETR`: the options of MONAI's `UNETR`.
+
+`nnformer` -> `NNFormer`: for tumours, `decoder_heads` (6, 12, 24); for organs, `roi_size` (64, 128, 128), `patch_size`
+(2, 4, 4), `feature_size` 192, `num_heads` (6, 12, 24, 48); for hearts, `roi_size` (14, 160, 160), `patch_size`
+(1, 4, 4), `window` ((3, 5, 5), (3, 5, 5), (7, 10, 10), (3, 5, 5)), `wrap` True; otherwise the defaults.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from monai_attention.errors import Refusal
+
+StateDict = dict[str, Tensor]
+Rules = Sequence[tuple[str, str | Callable[[re.Match[str]], str]]]
+
+
+class Converted(NamedTuple):
+    """A foreign state dict made ours.
+
+    Args:
+        state: tensors by our names, all that the network has.
+        dropped: foreign keys left out because the foreign network never uses them.
+        fresh: our keys that the foreign network does not have (heads for deep supervision); `state` holds the network's
+            own tensors for them.
+    """
+
+    state: StateDict
+    dropped: tuple[str, ...] = ()
+    fresh: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A foreign key layout.
+
+    Args:
+        known_by: a key that gives it away.
+        network: name of our class.
+        convert: from a foreign state dict, for a network of ours.
+    """
+
+    known_by: str
+    network: str
+    convert: Callable[[Mapping[str, Tensor], nn.Module], Converted]
+
+
+def _renamed(key: str, rules: Rules) -> str:
+    """The first rule that matches, applied."""
+    for pattern, replacement in rules:
+        new, count = re.subn(pattern, replacement, key)
+        if count:
+            return new
+    return key
+
+
+# MONAI's UNETR up to 1.6.1
+
+# Tensors it carries and never reads (cross attention since 1.4, the class token before 0.8).
+_MONAI_UNETR_UNUSED = re.compile(r"vit\.(blocks\.\d+\.(norm_)?cross_attn\.|patch_embedding\.cls_token$)")
+_MONAI_UNETR: Rules = (
+    (r"^vit\.patch_embedding\.patch_embeddings\.(?:1\.)?", "encoder.patch_embedding.proj."),
+    (r"^vit\.patch_embedding\.position_embeddings$", "encoder.patch_embedding.position_embedding"),
+    (r"^vit\.(blocks\.\d+)\.mlp\.linear", r"encoder.\1.mlp.fc"),
+    (r"^vit\.(blocks\.\d+)\.attn\.out_proj\.", r"encoder.\1.attn.proj."),
+    (r"^vit\.", "encoder."),
+    (r"^encoder1\.layer\.", "input_skip."),
+    (r"^encoder([234])\.", lambda m: f"skips.{int(m[1]) - 2}."),  # shallowest first
+    (r"^decoder([2345])\.", lambda m: f"decoder.{5 - int(m[1])}."),  # coarsest first
+    (r"^out\.", "head."),
+)
+
+
+def _from_monai_unetr(state: Mapping[str, Tensor], network: nn.Module) -> Converted:
+    """MONAI `UNETR` -> `FlexUNETR` (patch_size 16, depth 12), either `proj_type`."""
+    dropped = tuple(key for key in state if _MONAI_UNETR_UNUSED.match(key))
+    named = {_renamed(key, _MONAI_UNETR): value for key, value in state.items() if key not in dropped}
+    wanted = network.state_dict()
+    table, patch = "encoder.patch_embedding.position_embedding", "encoder.patch_embedding.proj.weight"
+    if table in named and named[table].ndim == 3 and named[table].numel() == wanted[table].numel():
+        named[table] = named[table].transpose(1, 2).reshape(wanted[table].shape)  # (1, N, C) -> (1, C, *grid)
+    if patch in named and named[patch].ndim == 2 and named[patch].numel() == wanted[patch].numel():
+        hidden, channels, *sides = wanted[patch].shape  # a linear layer over (p1 p2 p3 c) is the same convolution
+        named[patch] = named[patch].reshape(hidden, *sides, channels).movedim(-1, 1)
+    return Converted(named, dropped)
+
+
+# nnFormer, as published for tumours, organs and hearts
+
+_NNFORMER_EMBEDDING = {
+    **{f"proj{1 + i // 2}.conv{1 + i % 2}": f"convs.{i}" for i in range(4)},
+    **{"proj1.norm1": "norms.0", "proj1.norm2": "norms.1", "proj2.norm1": "norms.2", "norm": "norms.3"},
+}
+
+
+def _from_nnformer(state: Mapping[str, Tensor], network: nn.Module) -> Converted:
+    """`nnFormer` -> `NNFormer`."""
+    coarsest = max((int(m[1]) for key in state if (m := re.match(r"decoder\.layers\.(\d+)\.", key))), default=0)
+    rules: Rules = (
+        (r"^model_down\.patch_embed\.(proj\d\.\w+|norm)\.", lambda m: f"embedding.{_NNFORMER_EMBEDDING[m[1]]}."),
+        (r"^model_down\.layers\.(\d+)\.downsample\.reduction\.", r"encoder.\1.halving.conv."),
+        (r"^model_down\.layers\.(\d+)\.downsample\.", r"encoder.\1.halving."),
+        (r"^model_down\.layers\.", "encoder."),
+        (r"^model_down\.norm(\d+)\.", r"encoder.\1.norm."),
+        (r"^decoder\.layers\.(\d+)\.Upsample\.", lambda m: f"decoder.{coarsest - int(m[1])}."),
+        (r"^decoder\.layers\.(\d+)\.blocks\.0\.(?:attn\.)?", lambda m: f"decoder.{coarsest - int(m[1])}.mix."),
+        (
+            r"^decoder\.layers\.(\d+)\.blocks\.(\d+)\.",
+            lambda m: f"decoder.{coarsest - int(m[1])}.blocks.{int(m[2]) - 1}.",
+        ),
+        (r"^final\.(\d+)\.up\.", r"heads.\1."),
+    )
+    dropped = tuple(key for key in state if key.endswith("relative_position_index"))
+    converted: StateDict = {}
+    wanted = network.state_dict()
+    for key, value in state.items():
+        if key in dropped:
+            continue
+        new = _renamed(key, rules)
+        if key.endswith("relative_position_bias_table"):
+            new = _renamed(new, ((r"relative_position_bias_table$", "position.table"),))
+            if new in wanted:
+                own_index = network.get_buffer(new.replace("position.table", "position.index"))
+                value = _one_row_each(value, state.get(key.replace("bias_table", "index")), own_index, key)
+        converted[new] = value
+    fresh = tuple(key for key in wanted if key.startswith("heads.") and key not in converted)
+    return Converted({**{key: wanted[key] for key in fresh}, **converted}, dropped, fresh)
+
+
+def _one_row_each(table: Tensor, index: Tensor | None, own_index: Tensor, key: str) -> Tensor:
+    """The table that gives every pair of tokens by `own_index` what `table` gives it by `index`.
+
+    nnFormer's index lets different relative positions share rows, and leaves others unused.
+    """
+    rows = int(own_index.max()) + 1
+    if index is not None and index.shape == own_index.shape and int(index.max()) < len(table):
+        foreign = torch.zeros(rows, dtype=torch.int64)
+        foreign[own_index.flatten()] = index.flatten()
+        if torch.equal(foreign[own_index], index):
+            return table[foreign]
+    message = f"{key} belongs to other windows than the network's, of {len(own_index)} tokens"
+    raise Refusal(
+        "E-WEIGHTS-MISMATCH", message, remedy="make the network with the windows the weights were trained with"
+    )
+
+
+LAYOUTS: dict[str, Layout] = {
+    "monai_unetr": Layout("vit.patch_embedding.position_embeddings", "FlexUNETR", _from_monai_unetr),
+    "nnformer": Layout("model_down.patch_embed.proj1.conv1.weight", "NNFormer", _from_nnformer),
+}
