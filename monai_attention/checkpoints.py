@@ -79,7 +79,8 @@ def load_weights(
         size: see `read_state_dict`.
 
     Raises:
-        Refusal: `E-WEIGHTS-MISMATCH`, naming missing, unexpected and misshapen keys; and those of `read_state_dict`.
+        Refusal: `E-WEIGHTS-MISMATCH`, naming missing, unexpected and misshapen keys; `E-WEIGHTS-LAYOUT` if the keys
+            belong to several layouts; and those of `read_state_dict`.
     """
     state, digest = _read(Path(path), sha256, size)
     layout = layout or _layout_for(state, network)
@@ -229,7 +230,12 @@ def _layout_for(state: Mapping[str, Tensor], network: nn.Module) -> str | None:
     if state.keys() == network.state_dict().keys():
         return None
     kind = type(network).__name__
-    return next((name for name, one in LAYOUTS.items() if one.known_by in state and one.network == kind), None)
+    names = [name for name, one in LAYOUTS.items() if one.known_by in state and one.network == kind]
+    if len(names) > 1:
+        message = f"the keys are those of {', '.join(names)}, and do not tell which"
+        remedy = "say which one with layout=...; monai_attention.layouts tells them apart"
+        raise Refusal("E-WEIGHTS-LAYOUT", message, remedy=remedy)
+    return names[0] if names else None
 
 
 def _ten(names: Iterable[str]) -> str:

@@ -8,10 +8,21 @@ its weights depend on is dealt with here, or is an option of the network that is
 `nnformer` -> `NNFormer`: for tumours, `decoder_heads` (6, 12, 24); for organs, `roi_size` (64, 128, 128), `patch_size`
 (2, 4, 4), `feature_size` 192, `num_heads` (6, 12, 24, 48); for hearts, `roi_size` (14, 160, 160), `patch_size`
 (1, 4, 4), `window` ((3, 5, 5), (3, 5, 5), (7, 10, 10), (3, 5, 5)), `wrap` True; otherwise the defaults.
+
+`transmorph`, `transmorph_bayes` -> `TransMorph`: the base form is the default. Large: `feature_size` 128, `depths`
+(2, 2, 12, 2), `num_heads` (4, 4, 8, 16). Small: 48, (2, 2, 4, 2), (4, 4, 4, 4). Tiny: 6, (2, 2, 4, 2), (2, 2, 4, 4).
+Lrn, Sin, NoRPE: `position` "learned", "sinusoidal", "none". Without skips: `conv_skips`, `attention_skips` False.
+OASIS: `half_resolution`. Of diff (`out_channels` 6, `half_resolution`, but for "Org-Res") and Bayes the network only.
+
+`monai_swinunetr_1.5`, `monai_swinunetr_0.9`, `monai_swinunetr_mergingv2`, `monai_swinvit_0.9` -> `FlexSwinUNETR`: the
+options of MONAI's `SwinUNETR` (`residual_stages` is its `use_v2`), and `merging`, which the file cannot tell: weights
+trained with MONAI 0.9 to 1.4, all that were published, need "monai_0.9"; later ones "monai_1.5"; those trained with
+`downsample="mergingv2"` "raster". `monai_swinvit_0.9` is the encoder that self-supervised training published.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -155,7 +166,111 @@ def _one_row_each(table: Tensor, index: Tensor | None, own_index: Tensor, key: s
     )
 
 
+# TransMorph, its published variants' networks
+
+_TRANSMORPH_UNUSED = re.compile(r"relative_position_index$|(^|\.)spatial_trans\.grid$|^net\.(reg_head|sigma_head)\.")
+_TRANSMORPH: Rules = (
+    (r"^transformer\.patch_embed\.", "tokens."),
+    (r"^transformer\.absolute_pos_embed$", "tokens.table"),
+    (r"^transformer\.layers\.(\d+)\.downsample\.", r"encoder.\1.merging."),
+    (r"^transformer\.layers\.(\d+)\.(.*)relative_position_bias_table$", r"encoder.\1.\2position.table"),
+    (r"^transformer\.layers\.", "encoder."),
+    (r"^transformer\.norm(\d+)\.", r"encoder.\1.norm."),
+    (r"^up(\d)\.conv(\d)\.0\.", r"decoder.\1.convs.conv\2.conv."),
+    (r"^c(\d)\.0\.", lambda m: f"decoder.{2 + int(m[1])}.skip.conv."),
+    (r"^reg_head\.0\.", "head."),
+)
+
+
+def _from_transmorph(state: Mapping[str, Tensor], network: nn.Module) -> Converted:
+    """`TransMorph` of any tree, or the network inside its Bayesian form -> `TransMorph`.
+
+    In the probabilistic form the heads for mean and variance become one with twice the channels.
+    """
+    wanted = network.state_dict()
+    # Convolutions for skips are there in forms without such skips, and tables in the form without relative positions,
+    # which is known by its having no indices into them.
+    unused = r"(net\.)?c\d\."
+    if not any(key.endswith("relative_position_index") for key in state):
+        unused += r"|.*relative_position_bias_table$"
+    dropped, converted = [], {}
+    for key, value in state.items():
+        new = _renamed(key.removeprefix("net."), _TRANSMORPH)
+        if _TRANSMORPH_UNUSED.search(key) or (re.match(unused, key) and new not in wanted):
+            dropped.append(key)
+        else:
+            converted[new] = value
+    for kind in ("weight", "bias"):
+        if f"flow_mean.{kind}" in converted:
+            heads = [converted.pop(f"{name}.{kind}") for name in ("flow_mean", "flow_sigma")]
+            converted[f"head.{kind}"] = torch.cat(heads)
+    return Converted(converted, tuple(dropped))
+
+
+# MONAI's SwinUNETR
+
+_MONAI_SWIN_ENCODER: Rules = (
+    (r"^(?:swinViT\.|swin_vit\.)?patch_embed\.proj\.", "embedding."),
+    (
+        r"^(?:swinViT\.|swin_vit\.)?layers(\d)\.0\.(.*)relative_position_bias_table$",
+        lambda m: f"encoder.{int(m[1]) - 1}.{m[2]}position.table",
+    ),
+    (r"^(?:swinViT\.|swin_vit\.)?layers(\d)c\.0\.layer\.", lambda m: f"encoder.{int(m[1]) - 1}.residual."),
+    (r"^(?:swinViT\.|swin_vit\.)?layers(\d)\.0\.downsample\.", lambda m: f"encoder.{int(m[1]) - 1}.merging."),
+    (
+        r"^(?:swinViT\.|swin_vit\.)?layers(\d)\.0\.(.*)mlp\.(?:linear|fc)",
+        lambda m: f"encoder.{int(m[1]) - 1}.{m[2]}mlp.fc",
+    ),
+    (r"^(?:swinViT\.|swin_vit\.)?layers(\d)\.0\.", lambda m: f"encoder.{int(m[1]) - 1}."),
+)
+_MONAI_SWIN: Rules = (
+    *_MONAI_SWIN_ENCODER,
+    (r"^encoder1\.layer\.", "last.skip."),
+    (r"^encoder([234])\.layer\.", lambda m: f"skips.{int(m[1]) - 2}."),
+    (r"^encoder10\.layer\.", "bottom."),
+    (r"^decoder([2345])\.", lambda m: f"decoder.{5 - int(m[1])}."),
+    (r"^decoder1\.", "last.up."),
+    (r"^out\.", "last.head."),
+)
+
+
+def _from_monai_swin(order: str, state: Mapping[str, Tensor], network: nn.Module) -> Converted:
+    """MONAI `SwinUNETR`, v1 or v2, trained with the given order of merging -> `FlexSwinUNETR`."""
+    _check_merging(order, network)
+    dropped = tuple(key for key in state if key.endswith("relative_position_index"))
+    return Converted({_renamed(key, _MONAI_SWIN): x for key, x in state.items() if key not in dropped}, dropped)
+
+
+def _from_monai_swin_encoder(order: str, state: Mapping[str, Tensor], network: nn.Module) -> Converted:
+    """The encoder alone, as self-supervised training leaves it -> `FlexSwinUNETR` with a fresh decoder."""
+    _check_merging(order, network)
+    unused = re.compile(r"relative_position_index$|^(norm|rotation_\w+|contrastive_\w+|conv\w*)\.")
+    dropped = tuple(key for key in state if unused.search(key))
+    encoder = {_renamed(key, _MONAI_SWIN_ENCODER): x for key, x in state.items() if key not in dropped}
+    wanted = network.state_dict()
+    fresh = tuple(key for key in wanted if not key.startswith(("embedding.", "encoder.")))
+    return Converted({**{key: wanted[key] for key in fresh}, **encoder}, dropped, fresh)
+
+
+def _check_merging(order: str, network: nn.Module) -> None:
+    """Refuse a network that merges patches in another order than the weights were trained with."""
+    own = str(getattr(network, "merging", ""))
+    if own != order:
+        message = f"these weights merge patches in the order {order!r}, the network in {own!r}"
+        raise Refusal("E-WEIGHTS-MISMATCH", message, remedy=f'make the network with merging="{order}"')
+
+
+_SWIN, _SWIN_ENCODER = "swinViT.patch_embed.proj.weight", "layers1.0.blocks.0.attn.qkv.weight"
+
 LAYOUTS: dict[str, Layout] = {
     "monai_unetr": Layout("vit.patch_embedding.position_embeddings", "FlexUNETR", _from_monai_unetr),
+    "monai_swinunetr_1.5": Layout(_SWIN, "FlexSwinUNETR", functools.partial(_from_monai_swin, "monai_1.5")),
+    "monai_swinunetr_0.9": Layout(_SWIN, "FlexSwinUNETR", functools.partial(_from_monai_swin, "monai_0.9")),
+    "monai_swinunetr_mergingv2": Layout(_SWIN, "FlexSwinUNETR", functools.partial(_from_monai_swin, "raster")),
+    "monai_swinvit_0.9": Layout(
+        _SWIN_ENCODER, "FlexSwinUNETR", functools.partial(_from_monai_swin_encoder, "monai_0.9")
+    ),
+    "transmorph": Layout("transformer.patch_embed.proj.weight", "TransMorph", _from_transmorph),
+    "transmorph_bayes": Layout("net.transformer.patch_embed.proj.weight", "TransMorph", _from_transmorph),
     "nnformer": Layout("model_down.patch_embed.proj1.conv1.weight", "NNFormer", _from_nnformer),
 }

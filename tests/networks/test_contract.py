@@ -13,12 +13,30 @@ import monai_attention.networks
 
 def _small(name, dims):
     """Constructor arguments that make a network small."""
-    unetr = {"patch_size": 4, "feature_size": 4, "hidden_size": 24, "mlp_size": 32, "num_heads": 2, "depth": 4}
+    unetr = {
+        "roi_size": (16,) * dims,
+        "patch_size": 4,
+        "feature_size": 4,
+        "hidden_size": 24,
+        "mlp_size": 32,
+        "num_heads": 2,
+        "depth": 4,
+    }
     nnformer = {
-        **{"patch_size": (2,) * dims, "feature_size": 8, "depths": (2, 2, 1), "num_heads": (2, 2, 4)},
+        **{
+            "roi_size": (16,) * dims,
+            "patch_size": (2,) * dims,
+            "feature_size": 8,
+            "depths": (2, 2, 1),
+            "num_heads": (2, 2, 4),
+        },
         **{"window": (4, (2,) * dims, 2), "drop_path_rate": 0.0},
     }
-    return {"roi_size": (16,) * dims, **{"FlexUNETR": unetr, "NNFormer": nnformer}[name]}
+    transmorph = {  # one block at the second stage: shifted, its boxes would be of one token
+        **{"window": (2,) * dims, "feature_size": 8, "depths": (2, 1), "num_heads": (2, 2), "drop_path_rate": 0.0},
+    }
+    swin = {"window": (3,) * dims, "feature_size": 4, "depths": (2, 1), "num_heads": (2, 2)}
+    return {"FlexUNETR": unetr, "FlexSwinUNETR": swin, "NNFormer": nnformer, "TransMorph": transmorph}[name]
 
 
 RANDOM = {"NNFormer": {"drop_path_rate": 0.5}}  # what each network drops in training; default: dropout_rate
@@ -28,7 +46,7 @@ def _networks():
     for module in pkgutil.iter_modules(monai_attention.networks.__path__, "monai_attention.networks."):
         for name, value in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
             own = issubclass(value, nn.Module) and value.__module__ == module.name
-            if own and "out_channels" in inspect.signature(value).parameters:
+            if own and "attention_backend" in inspect.signature(value).parameters:
                 yield pytest.param(value, id=name)
 
 
