@@ -11,12 +11,25 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "FlexSwinUNETR": "monai_attention.networks.flex_swin_unetr",
     "FlexUNETR": "monai_attention.networks.flex_unetr",
+    "NNFormer": "monai_attention.networks.nnformer",
     "Refusal": "monai_attention.errors",
+    "TransMorph": "monai_attention.networks.transmorph",
+    "accelerate": "monai_attention.acceleration",
     "segment": "monai_attention.inference.segment",
 }
 
-__all__ = ["FlexUNETR", "Refusal", "__version__", "segment"]
+__all__ = [
+    "FlexSwinUNETR",
+    "FlexUNETR",
+    "NNFormer",
+    "Refusal",
+    "TransMorph",
+    "__version__",
+    "accelerate",
+    "segment",
+]
 
 
 def __getattr__(name: str) -> Any:

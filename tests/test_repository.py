@@ -33,6 +33,7 @@ ARROWS = {
     "bundles": {"errors", "io", "checkpoints"},
     "report": {"errors", "io"},
     "blocks": {"errors"},
+    "acceleration": {"errors", "blocks"},
     "networks": {"errors", "blocks"},
     "registration": {"errors", "io", "bundles", "checkpoints", "blocks"},
     "synthesis": {"errors", "registration"},

@@ -327,11 +327,7 @@ class WindowAttention(nn.Module):
 
     def fit(self, grid: Sequence[int]) -> tuple[list[int], list[int]]:
         """Window and shift for a grid."""
-        if not self.shrink:
-            return list(self.window), list(self.shift)
-        fits = [n > w for n, w in zip(grid, self.window, strict=True)]
-        window = [w if fit else n for n, w, fit in zip(grid, self.window, fits, strict=True)]
-        return window, [s if fit else 0 for s, fit in zip(self.shift, fits, strict=True)]
+        return shrunken(self.window, self.shift, grid) if self.shrink else (list(self.window), list(self.shift))
 
 
 class RelativePosition(nn.Module):
@@ -352,8 +348,19 @@ class RelativePosition(nn.Module):
 
     def forward(self, tokens: int) -> Tensor:
         """Bias (h, tokens, tokens) of the first tokens of the window."""
-        index = self.index[:tokens, :tokens]
-        return self.table.index_select(0, index.flatten()).view(tokens, tokens, -1).permute(2, 0, 1).contiguous()
+        return position_bias(self.table, self.index[:tokens, :tokens])
+
+
+def position_bias(table: Tensor, index: Tensor) -> Tensor:
+    """Bias (h, N, N) for pairs of tokens, from a table (rows, h) and its row for each pair, (N, N)."""
+    return table.index_select(0, index.flatten()).view(*index.shape, -1).permute(2, 0, 1).contiguous()
+
+
+def shrunken(window: Sequence[int], shift: Sequence[int], grid: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Window and shift where a window that is not smaller than the grid shrinks to it, unshifted, axis by axis."""
+    fits = [n > w for n, w in zip(grid, window, strict=True)]
+    size = [w if fit else n for n, w, fit in zip(grid, window, fits, strict=True)]
+    return size, [s if fit else 0 for s, fit in zip(shift, fits, strict=True)]
 
 
 def project(x: Tensor, linear: nn.Linear, window: Sequence[int]) -> Tensor:

@@ -89,8 +89,9 @@ class FlexSwinUNETR(nn.Module):
         use_checkpoint: recompute blocks and decoder stages in the backward pass.
         attention_backend: see `monai_attention.blocks.window_attention.window_attention`.
 
-    Shape: (B, in_channels, *S) -> (B, out_channels, *S), any S. Computing cost is that of S rounded up to a multiple of
-    32 (for four stages) on every axis.
+    Shape: (B, in_channels, *S) -> (B, out_channels, *S), any S; in training some axis must be longer than 32 (for four
+    stages), so that the coarsest scale has voxels to normalise over. Computing cost is that of S rounded up to a
+    multiple of 32 on every axis.
     """
 
     def __init__(
