@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "FlexSwinUNETR": "monai_attention.networks.flex_swin_unetr",
     "FlexUNETR": "monai_attention.networks.flex_unetr",
+    "MBANet": "monai_attention.networks.mbanet",
     "NNFormer": "monai_attention.networks.nnformer",
     "Refusal": "monai_attention.errors",
     "TransMorph": "monai_attention.networks.transmorph",
@@ -23,6 +24,7 @@ _PUBLIC = {
 __all__ = [
     "FlexSwinUNETR",
     "FlexUNETR",
+    "MBANet",
     "NNFormer",
     "Refusal",
     "TransMorph",
