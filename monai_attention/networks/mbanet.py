@@ -1,7 +1,7 @@
 """MBANet: a U-Net of shuffle units with shuffle attention after each encoder stage and in the skips.
 
 Cao et al., "MBANet: A 3D convolutional neural network with multi-branch attention for brain tumor segmentation from
-MRI images", Biomedical Signal Processing and Control 80 (2023) 104296, doi:10.1016/j.bspc.2022.104296.
+MRI images", Biomedical Signal Processing and Control 80 (2023) 104296.
 
 There is neither code nor weights of the authors, and we have worked from the paper's description: the basic unit splits
 the channels, convolves one part in groups, fuses, and shuffles; shuffle attention (channel and spatial gates on groups
