@@ -5,6 +5,9 @@ Tokens are (B, N, C) everywhere in this file. Notation: B batch, N tokens, C cha
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -87,9 +90,18 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Mix tokens, (B, N, C) -> (B, N, C)."""
         dropout = self.dropout_rate if self.training else 0.0
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, h, N, d)
+        q, k, v = self._heads(x)
         y = attend(q, k, v, dropout=dropout, backend=self.backend)
         return F.dropout(self.proj(y.transpose(1, 2).flatten(2)), dropout, self.training)
+
+    def attention_map(self, x: Tensor) -> Tensor:
+        """How much attention each token gets from the others, (B, h, N); see `attention_maps`."""
+        q, k, _ = self._heads(x)
+        return attention_weights(q, k).sum(dim=-2)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """Queries, keys and values, (3, B, h, N, d)."""
+        return self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
 
 
 class Mlp(nn.Module):
@@ -140,6 +152,39 @@ class TransformerBlock(nn.Module):
         """Mix tokens, then transform each."""
         x = x + self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))
+
+
+@contextmanager
+def attention_maps(network: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Collect attention maps of a network while it runs.
+
+        with attention_maps(network) as maps, torch.no_grad():
+            network(image)
+        maps["encoder.0.blocks.1.attn"]
+
+    Every layer that has an `attention_map` computes it besides, so this is for looking, not for training.
+
+    Yields:
+        Layer name -> map of its last call. Of attention between tokens: the sum of the weights a token gets from all
+        others, on average 1, shape (B, h, N) for sequences (in raster order of their grid) or (B, h, *G) for grids. Of
+        shuffle attention: its spatial gates, from 0 to 1, shape (B, C / 2, *S).
+    """
+    maps: dict[str, Tensor] = {}
+
+    def record(name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        with torch.no_grad():
+            maps[name] = layer.attention_map(*inputs)  # type: ignore[operator]
+
+    handles = [
+        layer.register_forward_pre_hook(functools.partial(record, name))
+        for name, layer in network.named_modules()
+        if hasattr(layer, "attention_map")
+    ]
+    try:
+        yield maps
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def run(module: nn.Module, *inputs: Tensor, checkpoint: bool) -> Any:

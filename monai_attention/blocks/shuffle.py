@@ -103,16 +103,20 @@ class ShuffleAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Weigh channels and places."""
-        return self.gates(x)[1]
+        return self._gated(x)[0]
 
-    def gates(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The spatial gates (B, channels / 2, *S), for looking at, and the result."""
+    def attention_map(self, x: Tensor) -> Tensor:
+        """The spatial gates, (B, channels / 2, *S)."""
+        return self._gated(x)[1]
+
+    def _gated(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The result, and the spatial gates."""
         by_channel, by_place = x.unflatten(1, (self.groups, -1)).flatten(0, 1).chunk(2, dim=1)
         mean = by_channel.mean(dim=tuple(range(2, x.ndim)), keepdim=True)
         by_channel = by_channel * torch.sigmoid(self.scale[0] * mean + self.offset[0])
         gate = torch.sigmoid(self.scale[1] * _standardised(by_place) + self.offset[1])
         fused = torch.cat([by_channel, by_place * gate], dim=1).unflatten(0, (-1, self.groups)).flatten(1, 2)
-        return gate.unflatten(0, (-1, self.groups)).flatten(1, 2), shuffle_channels(fused, 2)
+        return shuffle_channels(fused, 2), gate.unflatten(0, (-1, self.groups)).flatten(1, 2)
 
 
 def _standardised(x: Tensor) -> Tensor:

@@ -10,14 +10,15 @@ T tokens of a box, h heads, d = C / h.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from monai_attention.blocks.attention import attend, check_heads
+from monai_attention.blocks.attention import attend, attention_weights, check_heads
 from monai_attention.blocks.windows import Boxes, cut, from_boxes, inside_window, relative_index, to_boxes
 
 KEEP_BELOW = 128
@@ -67,6 +68,25 @@ def window_attention(
         qkv = (_heads(to_boxes(x, boxes), num_heads) for x in (q, k, v))
         y = attend(*qkv, bias=_bias_of(bias, boxes, window), dropout=dropout, backend=backend)
         from_boxes(_tokens(y), boxes, out)
+    return out
+
+
+def received_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    *,
+    num_heads: int,
+    window: Sequence[int],
+    shift: Sequence[int],
+) -> Tensor:
+    """The sum of the attention weights that each token gets, (B, *G, h); arguments as in `window_attention`."""
+    out = q.new_empty(*q.shape[:-1], num_heads)
+    for boxes in cut(q.shape[1:-1], window, shift):
+        queries, keys = (_heads(to_boxes(x, boxes), num_heads) for x in (q, k))
+        weights = attention_weights(queries, keys, bias=_bias_of(bias, boxes, window))
+        from_boxes(weights.sum(dim=-2).transpose(1, 2).contiguous(), boxes, out)
     return out
 
 
@@ -302,28 +322,27 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix tokens within each window."""
+        dropout = self.dropout_rate if self.training else 0.0
+        attend_ = functools.partial(window_attention, dropout=dropout, backend=self.backend)
+        return F.dropout(self.proj(self._within_windows(x, attend_)), dropout, self.training)
+
+    def attention_map(self, x: Tensor) -> Tensor:
+        """How much attention each token gets from the others, (B, h, *G); see `attention.attention_maps`."""
+        return self._within_windows(x, received_attention).movedim(-1, 1)
+
+    def _within_windows(self, x: Tensor, function: Callable[..., Tensor]) -> Tensor:
+        """`function` of queries, keys, values and bias on whole windows, rolled if they wrap, and cropped again."""
         grid = x.shape[1:-1]
         window, shift = self.fit(grid)
+        axes = list(range(1, len(grid) + 1))
         wrap = self.wrap and any(shift)
         qkv = project(x, self.qkv, window)
         if wrap:
-            qkv = qkv.roll([-s for s in shift], dims=list(range(1, len(grid) + 1)))
-        q, k, v = qkv.chunk(3, dim=-1)
-        dropout = self.dropout_rate if self.training else 0.0
-        y = window_attention(
-            q,
-            k,
-            v,
-            None if self.position is None else self.position(math.prod(window)),
-            num_heads=self.num_heads,
-            window=window,
-            shift=[0] * len(shift) if wrap else shift,
-            dropout=dropout,
-            backend=self.backend,
-        )
-        if wrap:
-            y = y.roll(shift, dims=list(range(1, len(grid) + 1)))
-        return F.dropout(self.proj(crop_grid(y, grid)), dropout, self.training)
+            qkv = qkv.roll([-s for s in shift], dims=axes)
+        bias = None if self.position is None else self.position(math.prod(window))
+        unshifted = [0] * len(shift) if wrap else shift
+        y = function(*qkv.chunk(3, dim=-1), bias, num_heads=self.num_heads, window=window, shift=unshifted)
+        return crop_grid(y.roll(shift, dims=axes) if wrap else y, grid)
 
     def fit(self, grid: Sequence[int]) -> tuple[list[int], list[int]]:
         """Window and shift for a grid."""

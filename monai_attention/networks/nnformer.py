@@ -13,8 +13,9 @@ Differences from the paper and from the authors' code:
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -24,7 +25,13 @@ from torch import Tensor, nn
 from monai_attention.blocks.attention import Mlp, check_heads, run
 from monai_attention.blocks.patches import crop_to, pad_to_multiple
 from monai_attention.blocks.swin import DropPath, swin_blocks
-from monai_attention.blocks.window_attention import RelativePosition, crop_grid, project, window_attention
+from monai_attention.blocks.window_attention import (
+    RelativePosition,
+    crop_grid,
+    project,
+    received_attention,
+    window_attention,
+)
 
 _CONV: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
 _TRANSPOSED: dict[int, Any] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -136,23 +143,22 @@ class SkipBlock(nn.Module):
         x = x + skip + self.drop_path(self._attend(self.norm1(x), self.norm1(skip)))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
+    def attention_map(self, x: Tensor, skip: Tensor) -> Tensor:
+        """How much attention each token of the skip gets, (B, h, *G); see `attention.attention_maps`."""
+        return self._within_windows(self.norm1(x), self.norm1(skip), received_attention).movedim(-1, 1)
+
     def _attend(self, x: Tensor, skip: Tensor) -> Tensor:
+        return self.proj(self._within_windows(x, skip, functools.partial(window_attention, backend=self.backend)))
+
+    def _within_windows(self, x: Tensor, skip: Tensor, function: Callable[..., Tensor]) -> Tensor:
+        """`function` of queries, keys, values and bias on whole windows, cropped again."""
         grid = x.shape[1:-1]
         k, v = project(skip, self.kv, self.window).chunk(2, dim=-1)
         pads = [p for n, w in zip(reversed(grid), reversed(self.window), strict=True) for p in (0, -n % w)]
         q = F.pad(x, (0, 0, *pads)).to(k.dtype)
-        shift = [0] * len(grid)
-        y = window_attention(
-            q,
-            k,
-            v,
-            self.position(math.prod(self.window)),
-            num_heads=self.num_heads,
-            window=self.window,
-            shift=shift,
-            backend=self.backend,
-        )
-        return self.proj(crop_grid(y, grid))
+        bias, unshifted = self.position(math.prod(self.window)), [0] * len(grid)
+        y = function(q, k, v, bias, num_heads=self.num_heads, window=self.window, shift=unshifted)
+        return crop_grid(y, grid)
 
 
 class DecoderStage(nn.Module):

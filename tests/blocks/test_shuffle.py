@@ -55,7 +55,7 @@ def test_attention_is_the_papers_formula():
 
 
 def test_gates_can_be_looked_at():
-    gates, _ = ShuffleAttention(3, 8, groups=2).gates(torch.randn(1, 8, 4, 4, 4))
+    gates = ShuffleAttention(3, 8, groups=2).attention_map(torch.randn(1, 8, 4, 4, 4))
     assert gates.shape == (1, 4, 4, 4, 4)
     torch.testing.assert_close(gates, torch.full_like(gates, float(gate(torch.tensor(1.0)))))
 

@@ -136,6 +136,27 @@ def test_relative_positions_decide_where_it_looks():
     torch.testing.assert_close(layer(x)[:, :, 1:], x[:, :, :-1])
 
 
+@pytest.mark.parametrize("wrap", [False, True])
+def test_a_map_shows_where_attention_goes(wrap):
+    """All tokens of a window look at the one that the bias points to; the others are left nothing."""
+    layer = WindowAttention(4, 1, window=(4,), shift=(2,), wrap=wrap)
+    x = torch.zeros(1, 8, 4)
+    uniform = layer.attention_map(x).detach()
+    assert uniform.shape == (1, 1, 8)
+    torch.testing.assert_close(uniform, torch.ones(1, 1, 8), atol=0.1, rtol=0)
+    with torch.no_grad():
+        layer.qkv.weight.copy_(torch.eye(4).repeat(3, 1))
+        layer.qkv.bias.zero_()
+        layer.position.table.zero_()
+    x[0, :, 0] = 100.0
+    x[0, 3, 0] = 200.0
+    got = layer.attention_map(x)[0, 0].detach()
+    assert got[3] == pytest.approx(4.0)
+    assert got[[2, 4, 5]].abs().sum() == pytest.approx(0.0, abs=1e-6)
+    rest = [1.0] * 4
+    torch.testing.assert_close(got[[0, 1, 6, 7]], torch.tensor(rest))
+
+
 def test_dropout_is_live_in_training_only():
     torch.manual_seed(0)
     layer = WindowAttention(4, HEADS, window=(4,), shift=(2,), dropout_rate=0.5)

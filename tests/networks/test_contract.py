@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import monai_attention.networks
+from monai_attention.blocks.attention import attention_maps
 
 
 def _small(name, dims):
@@ -53,7 +54,7 @@ def _networks():
     for module in pkgutil.iter_modules(monai_attention.networks.__path__, "monai_attention.networks."):
         for name, value in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
             own = issubclass(value, nn.Module) and value.__module__ == module.name
-            if own and "use_checkpoint" in inspect.signature(value).parameters:
+            if own and {"out_channels", "use_checkpoint"} <= inspect.signature(value).parameters.keys():
                 yield pytest.param(value, id=name)
 
 
@@ -130,3 +131,20 @@ def test_constructors_stay_small_and_keyword_only(network_class):
     assert [p.name for p in parameters[:2]] == ["in_channels", "out_channels"]
     assert len(parameters) <= 14
     assert all(p.kind is p.KEYWORD_ONLY for p in parameters[2:])
+
+
+def test_attention_maps_can_be_looked_at(network_class):
+    network = _build(network_class).eval()
+    x = torch.randn(2, 2, 16, 16, 16)
+    expected = network(x)
+    with attention_maps(network) as maps, torch.no_grad():
+        torch.testing.assert_close(network(x), expected)
+    assert maps
+    for name, one in maps.items():
+        assert one.shape[0] == 2
+        assert (one.isfinite() & (one >= 0)).all(), name
+        if "attention" not in name:  # between tokens: every token gives 1 away; padding tokens take and give too
+            assert 0.2 < one.mean() < 2, name
+    maps.clear()
+    network(x)
+    assert not maps
