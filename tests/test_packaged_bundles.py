@@ -1,14 +1,18 @@
 """Every bundle in the repository holds to MONAI's specification and runs, through MONAI and through us."""
 
+import functools
 import json
+import shutil
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
+import torch
 
 from monai_attention import bundles, segment
 from monai_attention.bundle_verify import verify
+from monai_attention.checkpoints import file_sha256
 from monai_attention.inference.demo import make_phantom
 
 SCHEMA = Path(__file__).parent / "data/meta_schema_20240725.json"
@@ -72,7 +76,7 @@ def test_its_card_names_what_a_user_must_know(bundle):
 
 
 def test_its_training_runs_on_label_maps_made_of_code(bundle, tmp_path):
-    """One epoch of one step, then a resumed second one that goes on where the first ended."""
+    """One epoch of one step, a resumed second one that goes on where the first ended, and the release of weights."""
     from monai.bundle import ConfigWorkflow
 
     from monai_attention.synthesis.phantom import head_labels
@@ -80,25 +84,34 @@ def test_its_training_runs_on_label_maps_made_of_code(bundle, tmp_path):
     for k in range(2):
         labels, affine = head_labels(4.0)
         nibabel.save(nibabel.Nifti1Image(labels, affine), tmp_path / f"{k}.nii.gz")
+    copy = shutil.copytree(bundle, tmp_path / "copy")
+    make = functools.partial(
+        ConfigWorkflow,
+        config_file=str(bundle / "configs/train.json"),
+        meta_file=str(bundle / "configs/metadata.json"),
+        logging_file=str(bundle / "configs/logging.conf"),
+        workflow_type="train",
+        bundle_root=str(copy),
+        dataset_dir=str(tmp_path),
+        output_dir=str(tmp_path / "run"),
+        held_out=1,
+        epoch_length=1,
+        val_interval=10,
+        num_workers=0,
+        roi_size=[32, 32, 32],
+    )
     for epochs in (1, 2):
-        workflow = ConfigWorkflow(
-            config_file=str(bundle / "configs/train.json"),
-            meta_file=str(bundle / "configs/metadata.json"),
-            logging_file=str(bundle / "configs/logging.conf"),
-            workflow_type="train",
-            bundle_root=str(bundle),
-            dataset_dir=str(tmp_path),
-            output_dir=str(tmp_path / "run"),
-            held_out=1,
-            max_epochs=epochs,
-            epoch_length=1,
-            val_interval=10,
-            num_workers=0,
-            roi_size=[32, 32, 32],
-        )
+        workflow = make(max_epochs=epochs)
         workflow.initialize()
         workflow.run()
         assert workflow.parser.get_parsed_content("train#trainer").state.iteration == epochs
         workflow.finalize()
     assert workflow.parser.get_parsed_content("train#dataset").first == 2  # a batch of two was seen before
     assert len(list((tmp_path / "run").glob("checkpoint_epoch=*.pt"))) == 2
+
+    torch.save(workflow.parser.get_parsed_content("network").state_dict(), tmp_path / "run/best.pt")
+    releasing = make(run_id="release")
+    releasing.initialize()
+    releasing.run()
+    assert bundles.info(copy).weights_sha256 == file_sha256(copy / "models/model.pt")
+    assert bundles.info(copy).weights_sha256 != bundles.info(bundle).weights_sha256
