@@ -83,11 +83,15 @@ def load_weights(
             belong to several layouts; and those of `read_state_dict`.
     """
     state, digest = _read(Path(path), sha256, size)
-    layout = layout or _layout_for(state, network)
     dropped: tuple[str, ...] = ()
     fresh: tuple[str, ...] = ()
+    try:
+        layout = layout or _layout_for(state, network)
+        if layout is not None:
+            state, dropped, fresh = convert(state, layout, network)
+    except Refusal as refusal:  # of the weights; here is known which file they are from
+        raise Refusal(refusal.code, refusal.message, path=path, remedy=refusal.remedy) from refusal
     if layout is not None:
-        state, dropped, fresh = convert(state, layout, network)
         logger.info("converted from %s; %d unused keys dropped", layout, len(dropped))
         if fresh:
             logger.warning("not in the file, left untrained: %s", _ten(fresh))

@@ -38,6 +38,7 @@ def test_weights_do_not_load_before_it_is_said_how_they_merge(saved):
     with pytest.raises(Refusal, match=r"monai_swinunetr_1\.5, monai_swinunetr_0\.9") as refused:
         load_weights(FlexSwinUNETR(1, 2, feature_size=12), saved)
     assert refused.value.code == "E-WEIGHTS-LAYOUT"
+    assert refused.value.path == saved
 
 
 def test_weights_do_not_load_into_a_network_that_merges_otherwise(saved):
