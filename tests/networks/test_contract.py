@@ -148,3 +148,11 @@ def test_attention_maps_can_be_looked_at(network_class):
     maps.clear()
     network(x)
     assert not maps
+
+
+def test_it_compiles_in_one_graph(network_class):
+    """With gradients: no graph break; the eager backend, since what is asked is whether it can be traced."""
+    network = _build(network_class)
+    x = torch.randn(1, 2, 16, 16, 16)
+    compiled = torch.compile(network, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), network(x))
