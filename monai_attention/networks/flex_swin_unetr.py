@@ -7,7 +7,7 @@ doi:10.1007/978-3-031-43901-8_40.
 
 Differences from the paper and from MONAI's `SwinUNETR`:
 - any input size: the image is zero-padded at its end to a multiple of 2 x 2**stages, the output cropped;
-- attention never stores its score matrix, and shifted windows need no mask;
+- windows of 128 tokens and more keep no score matrix for the backward pass, and shifted windows need no mask;
 - the order in which merged patches are concatenated is stated: MONAI changed it, and weights belong to one order;
 - activation checkpointing covers the convolutions at full resolution, which bound the memory once attention is lean.
 """

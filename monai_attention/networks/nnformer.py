@@ -8,7 +8,7 @@ Differences from the paper and from the authors' code:
   grid of tokens to whole windows, and an odd grid is halved downwards; the original takes its crop size only;
 - every relative position has a bias of its own; in the original's table different positions share rows;
 - heads for deep supervision are always there; the code for tumours, organs and hearts is one, in 2-D and 3-D;
-- attention never stores its score matrix, and shifted windows need no mask.
+- windows of 128 tokens and more keep no score matrix for the backward pass, and shifted windows need no mask.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from monai.networks.layers.drop_path import DropPath
 from torch import Tensor, nn
 
 from monai_attention.blocks.attention import Mlp, check_heads, run
 from monai_attention.blocks.patches import crop_to, pad_to_multiple
-from monai_attention.blocks.swin import DropPath, swin_blocks
+from monai_attention.blocks.swin import swin_blocks
 from monai_attention.blocks.window_attention import (
     RelativePosition,
     crop_grid,

@@ -8,7 +8,7 @@ Differences from the paper and from the authors' code:
   `monai_attention.registration`'s;
 - any input size: the image is zero-padded at its end to a multiple of 4 x 2**(stages - 1), the output cropped; the
   original wants multiples of 32;
-- attention never stores its score matrix, and shifted windows need no mask;
+- windows of 128 tokens and more keep no score matrix for the backward pass, and shifted windows need no mask;
 - the paper's variants are options: with learned or sinusoidal positions, without skips, at half resolution.
 """
 
