@@ -146,7 +146,8 @@ def _window_attention(
     groups = cut(q.shape[1:-1], window, shift)
     shapes = [_weight_shape(q.shape[0], boxes, num_heads) for boxes in groups]
     kept = q.new_empty(sum(map(math.prod, shapes)) if keep else 0)
-    bias = None if bias is None else bias.to(q.dtype).contiguous()
+    # Detached, or the fused kernel of the CPU gives way to the formula that makes all of the score matrix.
+    bias = None if bias is None else bias.detach().to(q.dtype).contiguous()
     for boxes, shape, weights in zip(groups, shapes, _split(kept, shapes), strict=True):
         part = _bias_of(bias, boxes, window)
         queries, keys, values = (_heads(to_boxes(x, boxes), num_heads) for x in (q, k, v))
@@ -186,7 +187,6 @@ def _backward(
     k: Tensor,
     v: Tensor,
     bias: Tensor | None,
-    out: Tensor,
     kept: Tensor,
     num_heads: int,
     window: list[int],
@@ -196,14 +196,12 @@ def _backward(
     grads = [torch.empty(q.shape, dtype=q.dtype, device=q.device) for _ in range(3)]
     exact = torch.promote_types(q.dtype, torch.float32)
     bias_grad = torch.zeros((0,) if bias is None else bias.shape, dtype=exact, device=q.device)
-    # The sum over j of weight ij times the gradient of weight ij, for each token i and head.
-    common = (grad * out).unflatten(-1, (num_heads, -1)).sum(dim=-1, dtype=exact)
     groups = cut(q.shape[1:-1], window, shift)
     shapes = [_weight_shape(q.shape[0], boxes, num_heads) for boxes in groups]
     for boxes, shape, weights in zip(groups, shapes, _split(kept, shapes), strict=True):
         part = _bias_of(bias, boxes, window)
         part_grad = None if part is None else torch.zeros_like(part, dtype=exact)
-        inputs = [_heads(to_boxes(x, boxes), num_heads) for x in (grad, q, k, v, common)]
+        inputs = [_heads(to_boxes(x, boxes), num_heads) for x in (grad, q, k, v)]
         results = [torch.empty(inputs[0].shape, dtype=q.dtype, device=q.device) for _ in range(3)]
         for chunk in _chunks(shape, q):
             kept_here = None if weights is None else weights[chunk]
@@ -223,13 +221,13 @@ def _backward_of_chunk(
     bias_grad: Tensor | None,
 ) -> None:
     """Write the gradients for a few boxes (n, h, T, d) into `results`, and add the bias's to `bias_grad`."""
-    grad, q, k, v, common = inputs
+    grad, q, k, v = inputs
     scale = q.shape[-1] ** -0.5
     q = q * scale
-    if weights is None:
-        weights = _weights(q, k, bias)
+    weights = _weights(q, k, bias) if weights is None else weights.to(torch.promote_types(q.dtype, torch.float32))
     torch.matmul(weights.to(q.dtype).transpose(-2, -1), grad, out=results[2])
-    of_scores = (grad @ v.transpose(-2, -1)).to(common.dtype).sub_(common).mul_(weights)
+    of_weights = (grad @ v.transpose(-2, -1)).to(weights.dtype)
+    of_scores = torch.ops.aten._softmax_backward_data(of_weights, weights, -1, weights.dtype)
     if bias_grad is not None:
         bias_grad += of_scores.sum(dim=0)
     of_scores = of_scores.to(q.dtype)
@@ -248,7 +246,7 @@ def _add_bias_of(part: Tensor, boxes: Boxes, window: Sequence[int], whole: Tenso
 
 
 @_backward.register_fake
-def _(grad, q, k, v, bias, out, kept, num_heads, window, shift):  # type: ignore[no-untyped-def]
+def _(grad, q, k, v, bias, kept, num_heads, window, shift):  # type: ignore[no-untyped-def]
     exact = torch.promote_types(q.dtype, torch.float32)
     bias_grad = q.new_empty((0,) if bias is None else bias.shape, dtype=exact)
     return q.new_empty(q.shape), q.new_empty(q.shape), q.new_empty(q.shape), bias_grad
@@ -256,14 +254,13 @@ def _(grad, q, k, v, bias, out, kept, num_heads, window, shift):  # type: ignore
 
 def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
     q, k, v, bias, ctx.num_heads, ctx.window, ctx.shift, _ = inputs
-    ctx.save_for_backward(q, k, v, bias, *output)
+    ctx.save_for_backward(q, k, v, bias, output[1])
     ctx.mark_non_differentiable(output[1])
 
 
 def _differentiate(ctx, grad, _):  # type: ignore[no-untyped-def]
-    *saved, out, kept = ctx.saved_tensors
-    *grads, bias_grad = _backward(grad, *saved, out, kept, ctx.num_heads, ctx.window, ctx.shift)
-    bias = saved[3]
+    bias = ctx.saved_tensors[3]
+    *grads, bias_grad = _backward(grad, *ctx.saved_tensors, ctx.num_heads, ctx.window, ctx.shift)
     return (*grads, None if bias is None else bias_grad.to(bias.dtype), None, None, None, None)
 
 

@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 
 from monai_attention.blocks import window_attention as module
@@ -58,14 +59,28 @@ def test_the_operator_keeps_torchs_rules(keep):
     torch.library.opcheck(module._window_attention, (q, k, v, bias, HEADS, [2, 4], [1, 0], keep))
 
 
-def test_large_windows_keep_their_inputs_and_result_only():
+def test_large_windows_keep_their_inputs_only():
     window = (6, 6, 6)
     q, k, v, bias = inputs((12, 6, 6), window)
     sizes = []
     hooks = torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x)
     with hooks:
         window_attention(q, k, v, bias, num_heads=HEADS, window=window, shift=(3, 0, 0))
-    assert sum(sizes) == 4 * q.numel() + bias.numel()
+    assert sum(sizes) == 3 * q.numel() + bias.numel()
+
+
+def test_the_fused_kernel_is_not_told_that_the_bias_requires_a_gradient(monkeypatch):
+    # It would make the whole score matrix in the forward pass.
+    seen = []
+    fused = F.scaled_dot_product_attention
+    monkeypatch.setattr(
+        F, "scaled_dot_product_attention", lambda *a, **k: seen.append(k["attn_mask"].requires_grad) or fused(*a, **k)
+    )
+    window = (6, 6, 6)
+    q, k, v, bias = inputs((12, 6, 6), window)
+    assert bias.requires_grad
+    window_attention(q, k, v, bias, num_heads=HEADS, window=window, shift=(0, 0, 0))
+    assert seen == [False]
 
 
 def influence(layer, grid, token):
