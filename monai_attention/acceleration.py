@@ -12,7 +12,9 @@ from monai.networks.nets.swin_unetr import BasicLayer, SwinTransformerBlock
 from torch import Tensor, nn
 
 from monai_attention.blocks.attention import attend, run
-from monai_attention.blocks.window_attention import crop_grid, position_bias, project, shrunken, window_attention
+from monai_attention.blocks.swin import position_bias, shrunken
+from monai_attention.blocks.window_attention import window_attention
+from monai_attention.blocks.windows import crop_grid, pad_grid
 
 
 def accelerate(network: nn.Module) -> nn.Module:
@@ -88,7 +90,7 @@ class _Block(nn.Module):
         layer, grid = self.attn, x.shape[1:-1]
         window, shift = shrunken(self.window, self.shift, grid)
         n = math.prod(window)
-        q, k, v = project(x, layer.qkv, window).chunk(3, dim=-1)
+        q, k, v = layer.qkv(pad_grid(x, window)).chunk(3, dim=-1)
         y = window_attention(
             q,
             k,

@@ -1,20 +1,136 @@
-"""Parts of Swin transformers (Liu et al. 2021, arXiv:2103.14030): the block, and the merging of patches.
+"""Parts of Swin transformers (Liu et al. 2021, arXiv:2103.14030): attention, block, and the merging of patches.
 
-Grids of tokens are (B, *G, C) everywhere in this file.
+Grids of tokens are (B, *G, C) everywhere in this file. Notation: B batch, G grid, C channels, N tokens of a window, h
+heads.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from monai.networks.layers.drop_path import DropPath
 from torch import Tensor, nn
 
-from monai_attention.blocks.attention import Mlp
-from monai_attention.blocks.window_attention import WindowAttention
+from monai_attention.blocks.attention import Mlp, check_heads
+from monai_attention.blocks.window_attention import received_attention, window_attention
+from monai_attention.blocks.windows import crop_grid, pad_grid, relative_index
+
+
+class WindowAttention(nn.Module):
+    """Multi-head self attention within windows, with a learned bias for each relative position.
+
+    Args:
+        hidden_size: channels C; must be a multiple of `num_heads`.
+        num_heads: heads h.
+        window: tokens of a window along each axis.
+        shift: tokens the windows are shifted by along each axis, 0 <= shift < window.
+        qkv_bias: whether the projections to queries, keys and values have a bias.
+        relative_bias: whether there is a bias for relative positions.
+        shrink: what becomes of a window that is not smaller than the grid along an axis: it shrinks to the grid and is
+            not shifted along that axis (True), or the grid is padded (False). A shrunken window keeps the bias of
+            the first tokens of the whole one, as published SwinUNETR weights expect.
+        wrap: let shifted windows attend across the border of the grid, as published nnFormer-acdc weights expect.
+        dropout_rate: dropout of attention weights and of the output, in training only.
+        backend: see `window_attention`.
+
+    The grid is padded at its end to whole windows; padding tokens are attended to, and their keys and values are the
+    bias of the projection, as in the paper's code.
+
+    Shape: (B, *G, C) -> (B, *G, C).
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        *,
+        window: Sequence[int],
+        shift: Sequence[int],
+        qkv_bias: bool = True,
+        relative_bias: bool = True,
+        shrink: bool = False,
+        wrap: bool = False,
+        dropout_rate: float = 0.0,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        check_heads(hidden_size, num_heads, backend)
+        self.num_heads = num_heads
+        self.window = tuple(window)
+        self.shift = tuple(shift)
+        self.shrink = shrink
+        self.wrap = wrap
+        self.dropout_rate = dropout_rate
+        self.backend = backend
+        self.position = RelativePosition(self.window, num_heads) if relative_bias else None
+        self.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=qkv_bias)
+        self.proj = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix tokens within each window."""
+        dropout = self.dropout_rate if self.training else 0.0
+        attend_ = functools.partial(window_attention, dropout=dropout, backend=self.backend)
+        return F.dropout(self.proj(self._within_windows(x, attend_)), dropout, self.training)
+
+    def attention_map(self, x: Tensor) -> Tensor:
+        """How much attention each token gets from the others, (B, h, *G); see `attention.attention_maps`."""
+        return self._within_windows(x, received_attention).movedim(-1, 1)
+
+    def _within_windows(self, x: Tensor, function: Callable[..., Tensor]) -> Tensor:
+        """`function` of queries, keys, values and bias on whole windows, rolled if they wrap, and cropped again."""
+        grid = x.shape[1:-1]
+        window, shift = self.fit(grid)
+        axes = list(range(1, len(grid) + 1))
+        wrap = self.wrap and any(shift)
+        qkv = self.qkv(pad_grid(x, window))
+        if wrap:
+            qkv = qkv.roll([-s for s in shift], dims=axes)
+        bias = None if self.position is None else self.position(math.prod(window))
+        unshifted = [0] * len(shift) if wrap else shift
+        y = function(*qkv.chunk(3, dim=-1), bias, num_heads=self.num_heads, window=window, shift=unshifted)
+        return crop_grid(y.roll(shift, dims=axes) if wrap else y, grid)
+
+    def fit(self, grid: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Window and shift for a grid."""
+        return shrunken(self.window, self.shift, grid) if self.shrink else (list(self.window), list(self.shift))
+
+
+class RelativePosition(nn.Module):
+    """A learned bias for each head and relative position of two tokens in a window.
+
+    Args:
+        window: tokens along each axis.
+        num_heads: heads h.
+    """
+
+    index: Tensor
+
+    def __init__(self, window: Sequence[int], num_heads: int) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.empty(math.prod(2 * w - 1 for w in window), num_heads))
+        nn.init.trunc_normal_(self.table, std=0.02)
+        self.register_buffer("index", relative_index(window), persistent=False)
+
+    def forward(self, tokens: int) -> Tensor:
+        """Bias (h, tokens, tokens) of the first tokens of the window."""
+        return position_bias(self.table, self.index[:tokens, :tokens])
+
+
+def position_bias(table: Tensor, index: Tensor) -> Tensor:
+    """Bias (h, N, N) for pairs of tokens, from a table (rows, h) and its row for each pair, (N, N)."""
+    return table.index_select(0, index.flatten()).view(*index.shape, -1).permute(2, 0, 1).contiguous()
+
+
+def shrunken(window: Sequence[int], shift: Sequence[int], grid: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Window and shift where a window that is not smaller than the grid shrinks to it, unshifted, axis by axis."""
+    fits = [n > w for n, w in zip(grid, window, strict=True)]
+    size = [w if fit else n for n, w, fit in zip(grid, window, fits, strict=True)]
+    return size, [s if fit else 0 for s, fit in zip(shift, fits, strict=True)]
 
 
 class SwinBlock(nn.Module):
@@ -133,8 +249,7 @@ class PatchMerging(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Half the tokens along each axis."""
-        pads = [p for n in reversed(x.shape[1:-1]) for p in (0, n % 2)]
-        x = F.pad(x, (0, 0, *pads)) if any(pads) else x
+        x = pad_grid(x, [2] * (x.ndim - 2))
         return self.reduction(self.norm(torch.cat([_every_other(x, offset) for offset in self.offsets], dim=-1)))
 
 

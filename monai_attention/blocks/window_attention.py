@@ -2,7 +2,7 @@
 
 Differences from the paper's code: nothing is rolled and nothing is masked, see `monai_attention.blocks.windows`; the
 score matrix is made a few boxes at a time, and made again in the backward pass instead of being kept, unless windows
-are small; tokens that pad the grid are not projected.
+are small.
 
 Grids of tokens are (B, *G, C) everywhere in this file. Notation: B batch, G grid, C channels, N tokens of a window,
 T tokens of a box, h heads, d = C / h.
@@ -10,16 +10,20 @@ T tokens of a box, h heads, d = C / h.
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from monai_attention.blocks.attention import attend, attention_weights, check_heads
-from monai_attention.blocks.windows import Boxes, cut, from_boxes, inside_window, relative_index, to_boxes
+from monai_attention.blocks.attention import attend, attention_weights
+from monai_attention.blocks.windows import (
+    Boxes,
+    cut,
+    from_boxes,
+    inside_window,
+    to_boxes,
+)
 
 KEEP_BELOW = 128
 """Windows of fewer tokens keep their attention weights for the backward pass: making them again costs more time than
@@ -259,137 +263,9 @@ def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
 
 
 def _differentiate(ctx, grad, _):  # type: ignore[no-untyped-def]
-    bias = ctx.saved_tensors[3]
-    *grads, bias_grad = _backward(grad, *ctx.saved_tensors, ctx.num_heads, ctx.window, ctx.shift)
+    q, k, v, bias, kept = ctx.saved_tensors
+    *grads, bias_grad = _backward(grad, q, k, v, bias, kept, ctx.num_heads, ctx.window, ctx.shift)
     return (*grads, None if bias is None else bias_grad.to(bias.dtype), None, None, None, None)
 
 
 _window_attention.register_autograd(_differentiate, setup_context=_setup_context)
-
-
-class WindowAttention(nn.Module):
-    """Multi-head self attention within windows, with a learned bias for each relative position.
-
-    Args:
-        hidden_size: channels C; must be a multiple of `num_heads`.
-        num_heads: heads h.
-        window: tokens of a window along each axis.
-        shift: tokens the windows are shifted by along each axis, 0 <= shift < window.
-        qkv_bias: whether the projections to queries, keys and values have a bias.
-        relative_bias: whether there is a bias for relative positions.
-        shrink: what becomes of a window that is not smaller than the grid along an axis: it shrinks to the grid and is
-            not shifted along that axis (True), or the grid is padded (False). A shrunken window keeps the bias of
-            the first tokens of the whole one, as published SwinUNETR weights expect.
-        wrap: let shifted windows attend across the border of the grid, as published nnFormer-acdc weights expect.
-        dropout_rate: dropout of attention weights and of the output, in training only.
-        backend: see `window_attention`.
-
-    The grid is padded at its end to whole windows; padding tokens are attended to, and their keys and values are the
-    bias of the projection, as in the paper's code.
-
-    Shape: (B, *G, C) -> (B, *G, C).
-    """
-
-    def __init__(
-        self,
-        hidden_size: int,
-        num_heads: int,
-        *,
-        window: Sequence[int],
-        shift: Sequence[int],
-        qkv_bias: bool = True,
-        relative_bias: bool = True,
-        shrink: bool = False,
-        wrap: bool = False,
-        dropout_rate: float = 0.0,
-        backend: str = "auto",
-    ) -> None:
-        super().__init__()
-        check_heads(hidden_size, num_heads, backend)
-        self.num_heads = num_heads
-        self.window = tuple(window)
-        self.shift = tuple(shift)
-        self.shrink = shrink
-        self.wrap = wrap
-        self.dropout_rate = dropout_rate
-        self.backend = backend
-        self.position = RelativePosition(self.window, num_heads) if relative_bias else None
-        self.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=qkv_bias)
-        self.proj = nn.Linear(hidden_size, hidden_size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Mix tokens within each window."""
-        dropout = self.dropout_rate if self.training else 0.0
-        attend_ = functools.partial(window_attention, dropout=dropout, backend=self.backend)
-        return F.dropout(self.proj(self._within_windows(x, attend_)), dropout, self.training)
-
-    def attention_map(self, x: Tensor) -> Tensor:
-        """How much attention each token gets from the others, (B, h, *G); see `attention.attention_maps`."""
-        return self._within_windows(x, received_attention).movedim(-1, 1)
-
-    def _within_windows(self, x: Tensor, function: Callable[..., Tensor]) -> Tensor:
-        """`function` of queries, keys, values and bias on whole windows, rolled if they wrap, and cropped again."""
-        grid = x.shape[1:-1]
-        window, shift = self.fit(grid)
-        axes = list(range(1, len(grid) + 1))
-        wrap = self.wrap and any(shift)
-        qkv = project(x, self.qkv, window)
-        if wrap:
-            qkv = qkv.roll([-s for s in shift], dims=axes)
-        bias = None if self.position is None else self.position(math.prod(window))
-        unshifted = [0] * len(shift) if wrap else shift
-        y = function(*qkv.chunk(3, dim=-1), bias, num_heads=self.num_heads, window=window, shift=unshifted)
-        return crop_grid(y.roll(shift, dims=axes) if wrap else y, grid)
-
-    def fit(self, grid: Sequence[int]) -> tuple[list[int], list[int]]:
-        """Window and shift for a grid."""
-        return shrunken(self.window, self.shift, grid) if self.shrink else (list(self.window), list(self.shift))
-
-
-class RelativePosition(nn.Module):
-    """A learned bias for each head and relative position of two tokens in a window.
-
-    Args:
-        window: tokens along each axis.
-        num_heads: heads h.
-    """
-
-    index: Tensor
-
-    def __init__(self, window: Sequence[int], num_heads: int) -> None:
-        super().__init__()
-        self.table = nn.Parameter(torch.empty(math.prod(2 * w - 1 for w in window), num_heads))
-        nn.init.trunc_normal_(self.table, std=0.02)
-        self.register_buffer("index", relative_index(window), persistent=False)
-
-    def forward(self, tokens: int) -> Tensor:
-        """Bias (h, tokens, tokens) of the first tokens of the window."""
-        return position_bias(self.table, self.index[:tokens, :tokens])
-
-
-def position_bias(table: Tensor, index: Tensor) -> Tensor:
-    """Bias (h, N, N) for pairs of tokens, from a table (rows, h) and its row for each pair, (N, N)."""
-    return table.index_select(0, index.flatten()).view(*index.shape, -1).permute(2, 0, 1).contiguous()
-
-
-def shrunken(window: Sequence[int], shift: Sequence[int], grid: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Window and shift where a window that is not smaller than the grid shrinks to it, unshifted, axis by axis."""
-    fits = [n > w for n, w in zip(grid, window, strict=True)]
-    size = [w if fit else n for n, w, fit in zip(grid, window, fits, strict=True)]
-    return size, [s if fit else 0 for s, fit in zip(shift, fits, strict=True)]
-
-
-def project(x: Tensor, linear: nn.Linear, window: Sequence[int]) -> Tensor:
-    """`linear` of the grid (B, *G, C) after zero-padding it at the end to whole windows; padding costs no product."""
-    pads = [p for n, w in zip(reversed(x.shape[1:-1]), reversed(window), strict=True) for p in (0, -n % w)]
-    if not any(pads):
-        return linear(x)
-    y = F.pad(F.linear(x, linear.weight), (0, 0, *pads))
-    return y if linear.bias is None else y + linear.bias.to(y.dtype)
-
-
-def crop_grid(x: Tensor, grid: Sequence[int]) -> Tensor:
-    """The first `grid` tokens of each axis of (B, *G, C)."""
-    for axis, n in enumerate(grid, start=1):
-        x = x.narrow(axis, 0, n)
-    return x

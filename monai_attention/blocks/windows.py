@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -106,3 +107,16 @@ def relative_index(window: Sequence[int]) -> Tensor:
     for offset, w in zip(offsets, window, strict=True):
         index = index * (2 * w - 1) + offset + w - 1
     return index
+
+
+def pad_grid(x: Tensor, multiples: Sequence[int]) -> Tensor:
+    """Zero-pad (B, *G, C) at the end of each axis to the next multiple; `crop_grid` undoes it."""
+    pads = [p for n, m in zip(reversed(x.shape[1:-1]), reversed(multiples), strict=True) for p in (0, -n % m)]
+    return F.pad(x, (0, 0, *pads)) if any(pads) else x
+
+
+def crop_grid(x: Tensor, grid: Sequence[int]) -> Tensor:
+    """The first `grid` tokens of each axis of (B, *G, C)."""
+    for axis, n in enumerate(grid, start=1):
+        x = x.narrow(axis, 0, n)
+    return x

@@ -25,14 +25,9 @@ from torch import Tensor, nn
 
 from monai_attention.blocks.attention import Mlp, check_heads, run
 from monai_attention.blocks.patches import crop_to, pad_to_multiple
-from monai_attention.blocks.swin import swin_blocks
-from monai_attention.blocks.window_attention import (
-    RelativePosition,
-    crop_grid,
-    project,
-    received_attention,
-    window_attention,
-)
+from monai_attention.blocks.swin import RelativePosition, swin_blocks
+from monai_attention.blocks.window_attention import received_attention, window_attention
+from monai_attention.blocks.windows import crop_grid, pad_grid
 
 _CONV: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
 _TRANSPOSED: dict[int, Any] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -154,9 +149,8 @@ class SkipBlock(nn.Module):
     def _within_windows(self, x: Tensor, skip: Tensor, function: Callable[..., Tensor]) -> Tensor:
         """`function` of queries, keys, values and bias on whole windows, cropped again."""
         grid = x.shape[1:-1]
-        k, v = project(skip, self.kv, self.window).chunk(2, dim=-1)
-        pads = [p for n, w in zip(reversed(grid), reversed(self.window), strict=True) for p in (0, -n % w)]
-        q = F.pad(x, (0, 0, *pads)).to(k.dtype)
+        k, v = self.kv(pad_grid(skip, self.window)).chunk(2, dim=-1)
+        q = pad_grid(x, self.window).to(k.dtype)
         bias, unshifted = self.position(math.prod(self.window)), [0] * len(grid)
         y = function(q, k, v, bias, num_heads=self.num_heads, window=self.window, shift=unshifted)
         return crop_grid(y, grid)
