@@ -17,7 +17,7 @@ test:
 	pytest
 
 bench:
-	for script in $(wildcard benchmarks/*.py); do $(PYTHON) $$script || exit 1; done
+	$(PYTHON) -m benchmarks.networks --save
 
 demo:
 	monai-attention demo

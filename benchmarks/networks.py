@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from monai.networks.nets import UNETR, AttentionUnet, SwinUNETR
@@ -58,9 +59,10 @@ class Case:
     rounds: int = 100
 
 
-def _with_weights_of(original: Callable[[], nn.Module], ours: Callable[[], nn.Module], layout: str) -> nn.Module:
+def _with_weights(original: Callable[[], nn.Module], layout: str, ours: Callable[[], nn.Module]) -> nn.Module:
+    state = original().state_dict()  # first, so that it draws the numbers that the original alone draws
     network = ours()
-    network.load_state_dict(convert(original().state_dict(), layout, network).state)
+    network.load_state_dict(convert(state, layout, network).state)
     return network
 
 
@@ -68,22 +70,24 @@ def _accelerated(original: Callable[[], nn.Module]) -> nn.Module:
     return accelerate(original())
 
 
+def _built(network: Callable[[], nn.Module]) -> nn.Module:
+    return network()
+
+
+def _ours(
+    network: Callable[..., nn.Module], build: Callable[[Callable[[], nn.Module]], nn.Module] = _built
+) -> tuple[Contestant, ...]:
+    """Ours as it is, with cheap activations recomputed, and with all of them."""
+    return (
+        Contestant("ours", partial(build, network)),
+        Contestant("ours, selective", partial(build, partial(network, use_checkpoint="selective")), (TRAINING,)),
+        Contestant("ours, use_checkpoint", partial(build, partial(network, use_checkpoint=True)), (TRAINING,)),
+    )
+
+
 def _same(original: Callable[..., nn.Module], ours: Callable[..., nn.Module], layout: str) -> tuple[Contestant, ...]:
-    """The original, and ours with its weights, as they are and with activations recomputed."""
-    lean = partial(ours, use_checkpoint=True)
-    return (
-        Contestant("MONAI", original),
-        Contestant("ours", partial(_with_weights_of, original, ours, layout)),
-        Contestant("ours, use_checkpoint", partial(_with_weights_of, original, lean, layout), (TRAINING,)),
-    )
-
-
-def _ours(make: Callable[..., nn.Module]) -> tuple[Contestant, ...]:
-    """Ours as it is, and with activations recomputed."""
-    return (
-        Contestant("ours", make),
-        Contestant("ours, use_checkpoint", partial(make, use_checkpoint=True), (TRAINING,)),
-    )
+    """The original, and ours with its weights."""
+    return Contestant("MONAI", original), *_ours(ours, partial(_with_weights, original, layout))
 
 
 class _OriginalStage(nn.Module):
@@ -267,25 +271,26 @@ def main() -> None:
         f"{machine(settings)}, torch {torch.__version__}, MONAI {version('monai')}, Python {platform.python_version()}"
     )
     print(where, flush=True)
-    tables, numbers = [], {}
     for case in CASES:
         if arguments.only.lower() in case.title.lower():
             results = measure(case, settings)
-            tables.append(table(case, results))
-            numbers[case.title] = {mode: {name: asdict(m) for name, m in r.items()} for mode, r in results.items()}
-            print("\n" + tables[-1], flush=True)
-    if arguments.save:
-        saved = {"machine": where, "settings": asdict(settings), "cases": numbers}
-        (HERE / "networks.json").write_text(json.dumps(saved, indent=1) + "\n")
-        write_between("networks", f"On {where}.\n\n" + "\n".join(tables))
+            text = f"{table(case, results)}\n{where}, {settings.rounds} rounds.\n"
+            print("\n" + text, flush=True)
+            if arguments.save:
+                numbers = {mode: {name: asdict(m) for name, m in r.items()} for mode, r in results.items()}
+                save(case.title, {"machine": where, "settings": asdict(settings), **numbers}, text)
 
 
-def write_between(mark: str, text: str) -> None:
-    """Replace what is between `<!-- mark -->` and `<!-- end of mark -->` in README.md."""
+def save(title: str, numbers: dict[str, Any], text: str) -> None:
+    """Put the numbers of a case into networks.json, and its table into README.md between the marks with its title."""
+    path = HERE / "networks.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**known, title: numbers}, indent=1) + "\n")
     readme = HERE / "README.md"
-    before, rest = readme.read_text().split(f"<!-- {mark} -->", 1)
-    _, after = rest.split(f"<!-- end of {mark} -->", 1)
-    readme.write_text(f"{before}<!-- {mark} -->\n{text}\n<!-- end of {mark} -->{after}")
+    first, last = f"<!-- {title} -->\n", f"<!-- end of {title} -->\n"
+    before, rest = readme.read_text().split(first)
+    _, after = rest.split(last)
+    readme.write_text(before + first + text + last + after)
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ class Measured:
     Args:
         seconds: of each timed call.
         peak_bytes: how far the first call raised the process's (or the device's) peak of memory.
-        saved_bytes: storages that live on between forward and backward, the output left out; None in `FORWARD`.
+        saved_bytes: see `count`.
         flops: of the forward, a multiply-add counted as 2.
         parameters: how many numbers are learned.
         probe: some of the output's numbers, to see that contestants computed the same.
@@ -71,7 +71,7 @@ class Measured:
 
     seconds: list[float]
     peak_bytes: int
-    saved_bytes: int | None
+    saved_bytes: int
     flops: int
     parameters: int
     probe: list[float]
@@ -138,13 +138,7 @@ def _serve(
     step = _training_step if mode == TRAINING else _forward
     with peak_memory(settings.device) as peak:
         step(module, image, settings)
-    flops = _flops(module, image, settings)
-    saved = saved_bytes(module, image, settings) if mode == TRAINING else None
-    with torch.no_grad():
-        output = module.eval()(image)
-    module.train(mode == TRAINING)
-    probe = output.flatten()[:: max(1, output.numel() // 8)][:8].float().tolist()
-    connection.send((peak[0], saved, flops, sum(p.numel() for p in module.parameters()), probe))
+    connection.send((peak[0], *count(module, image, settings)))
     while True:
         try:
             connection.recv()
@@ -172,21 +166,19 @@ def _training_step(module: nn.Module, image: Tensor, settings: Settings) -> None
     _call(module, image, settings).float().square().mean().backward()
 
 
-def _flops(module: nn.Module, image: Tensor, settings: Settings) -> int:
-    """Counted in evaluation, so that nothing is recomputed."""
-    training = module.training
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        _call(module.eval(), image, settings)
-    module.train(training)
-    return int(counter.get_total_flops())
+def count(module: nn.Module, image: Tensor, settings: Settings) -> tuple[int, int, int, list[float]]:
+    """What can be counted in one forward.
 
-
-def saved_bytes(module: nn.Module, image: Tensor, settings: Settings) -> int:
-    """Bytes of the storages that a forward makes and that are still alive when it is over, the output's left out."""
-    with _Storages() as storages:
+    Returns:
+        Bytes of the storages that it makes and that are still alive when it is over, the output's left out (in
+        evaluation what the module caches); floating-point operations; parameters; some numbers of the output.
+    """
+    with torch.set_grad_enabled(module.training), _Storages() as storages, FlopCounterMode(display=False) as counter:
         output = _call(module, image, settings)
     given = (image, output, *module.parameters(), *module.buffers())
-    return storages.alive(but={tensor.untyped_storage()._cdata for tensor in given})
+    saved = storages.alive(but={tensor.untyped_storage()._cdata for tensor in given})
+    probe = output.detach().flatten()[:: max(1, output.numel() // 8)][:8].float().tolist()
+    return saved, int(counter.get_total_flops()), sum(p.numel() for p in module.parameters()), probe
 
 
 class _Storages(TorchDispatchMode):

@@ -11,7 +11,8 @@ from monai.networks.blocks.selfattention import SABlock
 from monai.networks.nets.swin_unetr import BasicLayer, SwinTransformerBlock
 from torch import Tensor, nn
 
-from monai_attention.blocks.attention import attend, run
+from monai_attention.blocks.attention import attend
+from monai_attention.blocks.recompute import run
 from monai_attention.blocks.swin import position_bias, shrunken
 from monai_attention.blocks.window_attention import window_attention
 from monai_attention.blocks.windows import crop_grid, pad_grid

@@ -27,6 +27,11 @@ def crop_to(x: Tensor, size: Sequence[int]) -> Tensor:
     return x
 
 
+def double(x: Tensor) -> Tensor:
+    """Interpolate (B, C, *S) linearly to twice as many voxels along each axis."""
+    return F.interpolate(x, scale_factor=2, mode=_LINEAR[x.ndim - 2])
+
+
 def interpolate_grid(table: Tensor, grid: Sequence[int]) -> Tensor:
     """Resample a table (1, C, *G) linearly to another grid, (1, C, *grid); at its own grid it is returned as it is.
 

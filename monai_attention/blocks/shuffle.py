@@ -8,14 +8,10 @@ Feature maps are (B, C, *S) everywhere in this file.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
+from monai.networks.layers.factories import Conv, Norm
 from torch import Tensor, nn
-
-CONV: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
-_NORM: dict[int, Any] = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 
 
 def shuffle_channels(x: Tensor, groups: int) -> Tensor:
@@ -30,8 +26,8 @@ class ConvNorm(nn.Sequential):
         self, dims: int, m: int, n: int, *, kernel: int, stride: int = 1, groups: int = 1, active: bool = True
     ) -> None:
         parts = [
-            CONV[dims](m, n, kernel_size=kernel, stride=stride, padding=kernel // 2, groups=groups, bias=False),
-            _NORM[dims](n, affine=True),
+            Conv["conv", dims](m, n, kernel_size=kernel, stride=stride, padding=kernel // 2, groups=groups, bias=False),
+            Norm["instance", dims](n, affine=True),
         ]
         super().__init__(*parts, *([nn.LeakyReLU(0.01, inplace=True)] if active else []))
 

@@ -213,6 +213,12 @@ def swin_blocks(
     )
 
 
+def rising_rates(last: float, depths: Sequence[int]) -> list[list[float]]:
+    """Rates from 0 to `last`, evenly over the blocks of all stages, stage by stage."""
+    rates = [last * i / max(1, sum(depths) - 1) for i in range(sum(depths))]
+    return [rates[sum(depths[:i]) : sum(depths[: i + 1])] for i in range(len(depths))]
+
+
 MERGING_ORDERS: dict[str, tuple[tuple[int, ...], ...]] = {
     "raster": tuple(itertools.product((0, 1), repeat=3)),
     "monai_1.5": ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1), (0, 1, 1), (1, 1, 1)),

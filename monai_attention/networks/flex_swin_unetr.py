@@ -15,18 +15,16 @@ Differences from the paper and from MONAI's `SwinUNETR`:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch.nn.functional as F
 from monai.networks.blocks.dynunet_block import UnetOutBlock, UnetResBlock
 from monai.networks.blocks.unetr_block import UnetrUpBlock
+from monai.networks.layers.factories import Conv
 from torch import Tensor, nn
 
-from monai_attention.blocks.attention import run
 from monai_attention.blocks.patches import crop_to, pad_to_multiple
-from monai_attention.blocks.swin import PatchMerging, swin_blocks
-
-_CONV: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
+from monai_attention.blocks.recompute import run
+from monai_attention.blocks.swin import PatchMerging, rising_rates, swin_blocks
 
 
 class EncoderStage(nn.Module):
@@ -36,7 +34,7 @@ class EncoderStage(nn.Module):
     """
 
     def __init__(
-        self, blocks: nn.ModuleList, merging: PatchMerging, residual: nn.Module | None, checkpoint: bool
+        self, blocks: nn.ModuleList, merging: PatchMerging, residual: nn.Module | None, checkpoint: bool | str
     ) -> None:
         super().__init__()
         self.residual = residual
@@ -86,12 +84,14 @@ class FlexSwinUNETR(nn.Module):
         residual_stages: begin each stage with a residual convolution (SwinUNETR-V2).
         dropout_rate: everywhere in the transformer, in training only.
         drop_path_rate: of the last block, rising from 0; in training only.
-        use_checkpoint: recompute blocks and decoder stages in the backward pass.
+        use_checkpoint: recompute blocks and decoder stages in the backward pass; see `blocks.recompute.run`.
         attention_backend: see `monai_attention.blocks.window_attention.window_attention`.
 
     Shape: (B, in_channels, *S) -> (B, out_channels, *S), any S; in training some axis must be longer than 32 (for four
     stages), so that the coarsest scale has voxels to normalise over. Computing cost is that of S rounded up to a
     multiple of 32 on every axis.
+
+    Parameters: 15.70 M with 1 -> 14 channels and the defaults (62.19 M with `feature_size` 48).
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class FlexSwinUNETR(nn.Module):
         residual_stages: bool = False,
         dropout_rate: float = 0.0,
         drop_path_rate: float = 0.0,
-        use_checkpoint: bool = False,
+        use_checkpoint: bool | str = False,
         attention_backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -121,8 +121,8 @@ class FlexSwinUNETR(nn.Module):
         self.multiple = 2 * 2**stages
         self.use_checkpoint = use_checkpoint
         widths = [feature_size * 2**i for i in range(stages + 1)]  # at stride 2 * 2**i
-        rates = [drop_path_rate * i / max(1, sum(depths) - 1) for i in range(sum(depths))]
-        self.embedding = _CONV[dims](in_channels, feature_size, kernel_size=2, stride=2)
+        rates = rising_rates(drop_path_rate, depths)
+        self.embedding = Conv["conv", dims](in_channels, feature_size, kernel_size=2, stride=2)
         self.dropout = nn.Dropout(dropout_rate)
         self.encoder = nn.ModuleList(
             EncoderStage(
@@ -131,7 +131,7 @@ class FlexSwinUNETR(nn.Module):
                     num_heads[i],
                     window=window,
                     shift=[w // 2 for w in window],
-                    drop_path_rates=rates[sum(depths[:i]) : sum(depths[: i + 1])],
+                    drop_path_rates=rates[i],
                     dropout_rate=dropout_rate,
                     shrink=True,
                     backend=attention_backend,

@@ -15,23 +15,18 @@ Differences from the paper and from the authors' code:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from monai.networks.blocks.dynunet_block import UnetBasicBlock
+from monai.networks.layers.factories import Conv, Dropout, Norm, Pool
 from torch import Tensor, nn
 
-from monai_attention.blocks.attention import run
-from monai_attention.blocks.patches import crop_to, interpolate_grid, pad_to_multiple
-from monai_attention.blocks.swin import PatchMerging, swin_blocks
+from monai_attention.blocks.patches import crop_to, double, interpolate_grid, pad_to_multiple
+from monai_attention.blocks.recompute import run
+from monai_attention.blocks.swin import PatchMerging, rising_rates, swin_blocks
 
 POSITIONS = ("none", "relative", "learned", "sinusoidal")
-_CONV: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
-_NORM: dict[int, Any] = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
-_POOL: dict[int, Any] = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
-_DROPOUT: dict[int, Any] = {2: nn.Dropout2d, 3: nn.Dropout3d}
-_LINEAR = {2: "bilinear", 3: "trilinear"}
 _HEAD_CHANNELS = 16
 
 
@@ -43,7 +38,7 @@ class Tokens(nn.Module):
 
     def __init__(self, in_channels: int, hidden_size: int, dims: int, position: str, dropout_rate: float) -> None:
         super().__init__()
-        self.proj = _CONV[dims](in_channels, hidden_size, kernel_size=4, stride=4)
+        self.proj = Conv["conv", dims](in_channels, hidden_size, kernel_size=4, stride=4)
         self.norm = nn.LayerNorm(hidden_size)
         self.table = None
         if position == "learned":  # for the tokens of 224 voxels an edge, as in the authors' code
@@ -80,7 +75,9 @@ class EncoderStage(nn.Module):
     Shape: (B, *G, C) -> (B, *G / 2, 2 C), or the same shape at the last stage, and the skip (B, C, *G).
     """
 
-    def __init__(self, hidden_size: int, blocks: nn.ModuleList, merging: PatchMerging | None, checkpoint: bool) -> None:
+    def __init__(
+        self, hidden_size: int, blocks: nn.ModuleList, merging: PatchMerging | None, checkpoint: bool | str
+    ) -> None:
         super().__init__()
         self.blocks = blocks
         self.norm = nn.LayerNorm(hidden_size)
@@ -100,11 +97,11 @@ class ImageSkip(nn.Module):
 
     def __init__(self, in_channels: int, channels: int, dims: int, halvings: int, dropout_rate: float) -> None:
         super().__init__()
-        pools = (_POOL[dims](kernel_size=3, stride=2, padding=1) for _ in range(halvings))
+        pools = (Pool["avg", dims](kernel_size=3, stride=2, padding=1) for _ in range(halvings))
         self.pool = nn.Sequential(*pools)
-        self.conv = _CONV[dims](in_channels, channels, kernel_size=3, padding=1, bias=False)
-        self.norm = _NORM[dims](channels)
-        self.dropout = _DROPOUT[dims](dropout_rate)
+        self.conv = Conv["conv", dims](in_channels, channels, kernel_size=3, padding=1, bias=False)
+        self.norm = Norm["instance", dims](channels)
+        self.dropout = Dropout["dropout", dims](dropout_rate)
 
     def forward(self, x: Tensor) -> Tensor:
         """Features of the image that no token has seen."""
@@ -122,14 +119,13 @@ class DecoderStage(nn.Module):
     ) -> None:
         super().__init__()
         self.skip = skip
-        self.mode = _LINEAR[dims]
         self.convs = UnetBasicBlock(
             dims, in_channels + (skip_channels if skip else 0), out_channels, 3, stride=1, norm_name="instance"
         )
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """Features at the skip's resolution."""
-        x = F.interpolate(x, scale_factor=2, mode=self.mode)
+        x = double(x)
         return self.convs(x if self.skip is None else torch.cat([x, self.skip(skip)], dim=1))
 
 
@@ -151,12 +147,14 @@ class TransMorph(nn.Module):
         half_resolution: decode up to half the resolution, and interpolate the result.
         dropout_rate: everywhere, in training only.
         drop_path_rate: of the last block, rising from 0; in training only.
-        use_checkpoint: recompute blocks and decoder stages in the backward pass.
+        use_checkpoint: recompute blocks and decoder stages in the backward pass; see `blocks.recompute.run`.
         attention_backend: see `monai_attention.blocks.window_attention.window_attention`.
 
     The last layer starts near zero: an untrained network moves nothing.
 
     Shape: (B, in_channels, *S) -> (B, out_channels, *S), any S: displacement in voxels, component i along array axis i.
+
+    Parameters: 46.77 M with 2 -> 3 channels and the defaults.
     """
 
     def __init__(
@@ -174,7 +172,7 @@ class TransMorph(nn.Module):
         half_resolution: bool = False,
         dropout_rate: float = 0.0,
         drop_path_rate: float = 0.3,
-        use_checkpoint: bool = False,
+        use_checkpoint: bool | str = False,
         attention_backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -189,7 +187,7 @@ class TransMorph(nn.Module):
         self.half_resolution = half_resolution
         self.use_checkpoint = use_checkpoint
         widths = [feature_size * 2**i for i in range(stages)]
-        rates = [drop_path_rate * i / max(1, sum(depths) - 1) for i in range(sum(depths))]
+        rates = rising_rates(drop_path_rate, depths)
         self.tokens = Tokens(in_channels, feature_size, dims, position, dropout_rate)
         self.encoder = nn.ModuleList(
             EncoderStage(
@@ -200,7 +198,7 @@ class TransMorph(nn.Module):
                     window=window,
                     # A window of one token along some axis is not shifted at all.
                     shift=[w // 2 if min(window) > 1 else 0 for w in window],
-                    drop_path_rates=rates[sum(depths[:i]) : sum(depths[: i + 1])],
+                    drop_path_rates=rates[i],
                     dropout_rate=dropout_rate,
                     qkv_bias=False,
                     relative_bias=position != "none",
@@ -222,7 +220,7 @@ class TransMorph(nn.Module):
         for (m, n), made, halvings in zip(last, (half, _HEAD_CHANNELS), (1, 0), strict=False):
             skip = ImageSkip(in_channels, made, dims, halvings, dropout_rate) if conv_skips else None
             self.decoder.append(DecoderStage(m, n, dims, skip_channels=made, skip=skip))
-        self.head = _CONV[dims](_HEAD_CHANNELS, out_channels, kernel_size=3, padding=1)
+        self.head = Conv["conv", dims](_HEAD_CHANNELS, out_channels, kernel_size=3, padding=1)
         nn.init.normal_(self.head.weight, std=1e-5)
         nn.init.zeros_(self.head.bias)
 
@@ -231,7 +229,7 @@ class TransMorph(nn.Module):
         size = x.shape[2:]
         y = self.head(self.features(pad_to_multiple(x, self.multiple)))
         if self.half_resolution:
-            y = F.interpolate(y, scale_factor=2, mode=_LINEAR[len(size)])
+            y = double(y)
         return crop_to(y, size)
 
     def features(self, x: Tensor) -> Tensor:

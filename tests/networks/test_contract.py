@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import pkgutil
+import re
 
 import pytest
 import torch
@@ -99,7 +100,9 @@ def test_samples_do_not_see_each_other(network_class):
     torch.testing.assert_close(network(x)[1], network(x[1:])[0], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("options", [{"use_checkpoint": True}, {"attention_backend": "math"}])
+@pytest.mark.parametrize(
+    "options", [{"use_checkpoint": True}, {"use_checkpoint": "selective"}, {"attention_backend": "math"}]
+)
 def test_switches_change_no_number(network_class, options):
     if not options.keys() <= inspect.signature(network_class).parameters.keys():
         pytest.skip("it has no attention between tokens")
@@ -124,6 +127,15 @@ def test_the_exported_program_agrees(network_class):
     x = torch.randn(1, 2, 16, 16, 16)
     program = torch.export.export(network, (x,))
     torch.testing.assert_close(program.module()(x), network(x))
+
+
+def test_the_docstring_tells_the_number_of_parameters(network_class):
+    told, *channels = re.search(
+        r"([\d.]+) M with (\d+) -> (\d+) channels and the defaults", network_class.__doc__
+    ).groups()
+    with torch.device("meta"):
+        network = network_class(*map(int, channels))
+    assert f"{sum(p.numel() for p in network.parameters()) / 1e6:.2f}" == told
 
 
 def test_constructors_stay_small_and_keyword_only(network_class):
