@@ -6,16 +6,16 @@ Tokens are (B, N, C) everywhere in this file. Notation: B batch, N tokens, C cha
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-import torch.utils.checkpoint
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import flex_attention
 
-BACKENDS = ("auto", "sdpa", "math")
+BACKENDS = ("auto", "sdpa", "flex", "math")
 
 
 def attend(
@@ -29,17 +29,47 @@ def attend(
         v: values, shape (B, h, M, d).
         bias: added to the scores, broadcastable to (B, h, N, M); -inf masks a pair.
         dropout: probability of dropping an attention weight; pass 0 in evaluation.
-        backend: `sdpa` is torch's fused kernel, `math` the plain formula (exact, keeps the score matrix, for
-            reference and for looking at attention weights), `auto` picks `sdpa`.
+        backend: `sdpa` is torch's fused kernel; `flex` is torch's FlexAttention, compiled on CUDA, which reads the
+            bias where it is and never spreads it over the batch, but has no dropout, and no gradients on the CPU;
+            `math` is the plain formula (exact, keeps the score matrix, for reference and for looking at attention
+            weights); `auto` picks `sdpa`.
 
     Returns:
         Tensor of shape (B, h, N, d).
+
+    Raises:
+        ValueError: `flex` with dropout.
     """
     if backend == "math":
         return attention_weights(q, k, bias=bias, dropout=dropout) @ v
-    if bias is not None and bias.ndim == 3:
-        bias = bias[None]  # the same numbers, but on the CPU the fused kernels take no other
+    if bias is not None:  # with four axes: on the CPU the fused kernels take no other
+        bias = bias.view((1,) * (4 - bias.ndim) + tuple(bias.shape))
+    if backend == "flex":
+        return _flex(q, k, v, bias, dropout)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
+
+
+def _flex(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
+    """FlexAttention (Dong et al. 2024, arXiv:2412.05496)."""
+    if dropout:
+        raise ValueError(f"attention_backend 'flex' has no dropout; got {dropout}")
+    compiled = q.is_cuda and not torch.compiler.is_compiling()
+    function: Any = _compiled_flex_attention() if compiled else flex_attention
+    if bias is None:
+        return function(q, k, v)
+    table, single = bias, [n == 1 for n in bias.shape]
+
+    def add_bias(score: Tensor, *position: Tensor) -> Tensor:
+        b, h, i, j = (x * 0 if alone else x for x, alone in zip(position, single, strict=True))
+        return score + table[b, h, i, j]
+
+    return function(q, k, v, score_mod=add_bias)
+
+
+@functools.cache
+def _compiled_flex_attention() -> Callable[..., Tensor]:
+    """Without compilation FlexAttention makes the score matrix."""
+    return torch.compile(flex_attention)
 
 
 def attention_weights(q: Tensor, k: Tensor, *, bias: Tensor | None = None, dropout: float = 0.0) -> Tensor:
@@ -185,13 +215,3 @@ def attention_maps(network: nn.Module) -> Iterator[dict[str, Tensor]]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def run(module: nn.Module, *inputs: Tensor, checkpoint: bool) -> Any:
-    """Call a module, recomputing its activations in the backward pass if `checkpoint` and it is training.
-
-    Trades time for memory (Chen et al. 2016, arXiv:1604.06174); the numbers do not change.
-    """
-    if checkpoint and module.training and torch.is_grad_enabled():
-        return torch.utils.checkpoint.checkpoint(module, *inputs, use_reentrant=False)
-    return module(*inputs)

@@ -57,8 +57,8 @@ def window_attention(
         shift: tokens along each axis, smaller than the window.
         dropout: probability of dropping an attention weight; pass 0 in evaluation.
         backend: `auto` is an operator of its own that keeps attention weights for the backward pass only where windows
-            have fewer than `KEEP_BELOW` tokens, and makes them again otherwise. `sdpa` and `math` are those of
-            `monai_attention.blocks.attention.attend`, box by box; weights are dropped by these only.
+            have fewer than `KEEP_BELOW` tokens, and makes them again otherwise, on every device; with dropout it is
+            `sdpa`. `sdpa`, `flex` and `math` are those of `monai_attention.blocks.attention.attend`, box by box.
 
     Returns:
         Tensor of shape (B, *G, C).
