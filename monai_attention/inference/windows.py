@@ -1,0 +1,221 @@
+"""Sliding windows: where they lie, what they weigh, and sums over them that need little memory.
+
+Windows lie on a product of starts, one list of starts an axis. They are visited in raster order, and as soon as no
+later window touches a part of the result, that part is finished and leaves: with the first two axes streamed like this,
+only the overlap of two rows of windows, and one column of them, are ever held. So how long the first axis is, costs
+nothing, and classes times voxels need not fit into memory.
+
+Sums are (C, X, Y, Z) in this file, images of fewer axes included.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from monai.utils import ensure_tuple_rep, fall_back_tuple
+from torch import Tensor
+
+
+def window_starts(n: int, roi: int, overlap: float, *, even: bool = False) -> list[int]:
+    """First voxels of the windows along an axis.
+
+    Args:
+        n: voxels of the axis, not fewer than `roi`.
+        roi: voxels of a window.
+        overlap: of neighbouring windows, as a share of `roi`, at least 0 and less than 1.
+        even: spread the windows evenly; otherwise all are spaced as `overlap` says, but for the last one, which ends
+            with the axis and may do most of its neighbour's work again (MONAI's windows).
+    """
+    step = max(1, int(roi * (1 - overlap)))
+    last = math.ceil((n - roi) / step)
+    if even:
+        return [round(i * (n - roi) / max(1, last)) for i in range(last + 1)]
+    return [min(i * step, n - roi) for i in range(last + 1)]
+
+
+class Layout:
+    """Where the windows of an image lie.
+
+    Args:
+        size: voxels of the image, one to three axes.
+        roi_size: voxels of a window, one number or one an axis; 0, None or less takes the whole axis.
+        overlap: see `window_starts`; one number or one an axis.
+        even: see `window_starts`.
+
+    Attributes:
+        roi: voxels of a window.
+        pads: voxels before and after the image along each axis that make it as large as a window.
+        padded: size with these.
+        starts: of windows in the padded image, along each axis.
+        order: axes, longest first. Windows are visited in this order, so that what is held between rows is smallest.
+    """
+
+    def __init__(
+        self,
+        size: Sequence[int],
+        roi_size: Sequence[int] | int,
+        overlap: Sequence[float] | float = 0.25,
+        *,
+        even: bool = False,
+    ) -> None:
+        dims = len(size)
+        overlaps: tuple[float, ...] = ensure_tuple_rep(overlap, dims)
+        if any(not 0 <= o < 1 for o in overlaps):
+            raise ValueError(f"overlap must be at least 0 and less than 1; got {overlap}")
+        self.roi = tuple(fall_back_tuple(roi_size, size))
+        missing = [max(0, r - n) for r, n in zip(self.roi, size, strict=True)]
+        self.pads = [(m // 2, m - m // 2) for m in missing]
+        self.padded = [n + m for n, m in zip(size, missing, strict=True)]
+        self.starts = [
+            window_starts(n, r, o, even=even) for n, r, o in zip(self.padded, self.roi, overlaps, strict=True)
+        ]
+        self.order = sorted(range(dims), key=lambda axis: -self.padded[axis])
+
+    def three(self) -> tuple[list[int], list[int], list[list[int]]]:
+        """Size, window and starts in the order of `order`, with axes of one voxel up to three."""
+        missing = 3 - len(self.order)
+        size = [self.padded[axis] for axis in self.order] + [1] * missing
+        roi = [self.roi[axis] for axis in self.order] + [1] * missing
+        return size, roi, [self.starts[axis] for axis in self.order] + [[0]] * missing
+
+    def turn(self, x: Tensor) -> Tensor:
+        """View (C, *S) as (C, X, Y, Z) in the order of `order`."""
+        x = x.permute(0, *(axis + 1 for axis in self.order))
+        return x[(...,) + (None,) * (3 - len(self.order))]
+
+    def turn_back(self, x: Tensor) -> Tensor:
+        """Undo `turn`."""
+        x = x[(...,) + (0,) * (3 - len(self.order))]
+        return x.permute(0, *(1 + self.order.index(axis) for axis in range(len(self.order))))
+
+    def box_back(self, box: Sequence[slice]) -> tuple[slice, ...]:
+        """Ranges along X, Y, Z -> ranges along the image's axes."""
+        return tuple(box[self.order.index(axis)] for axis in range(len(self.order)))
+
+    def count(self) -> int:
+        """Windows in all."""
+        return math.prod(map(len, self.starts))
+
+
+class Row(NamedTuple):
+    """Windows with one start along the first axis, and one or several along the second.
+
+    Args:
+        x: start along the first axis.
+        ys: starts along the second axis.
+        finished: what no later row touches: a range along the first axis and one along the second.
+    """
+
+    x: int
+    ys: list[int]
+    finished: tuple[slice, slice]
+
+
+def rows(size: Sequence[int], starts: Sequence[Sequence[int]], *, whole: bool) -> list[Row]:
+    """In which order windows are visited.
+
+    Args:
+        size: voxels along each axis.
+        starts: of windows along each axis.
+        whole: take all starts of the second axis together: larger batches, and more memory.
+    """
+    xs, ys, _ = starts
+    groups = [list(ys)] if whole else [[y] for y in ys]
+    x_ends = [*xs[1:], size[0]]
+    y_ends = [*(group[0] for group in groups[1:]), size[1]]
+    return [
+        Row(x, group, (slice(x, x_end), slice(group[0], y_end)))
+        for x, x_end in zip(xs, x_ends, strict=True)
+        for group, y_end in zip(groups, y_ends, strict=True)
+    ]
+
+
+class BlendedSum:
+    """Weighted mean of windows, handed out row by row.
+
+    Args:
+        channels: of a window.
+        size: voxels of the result.
+        roi: voxels of a window.
+        starts: of windows along each axis.
+        weights: of a window's voxels, positive, shape `roi`.
+        whole: see `rows`.
+        device: where the sums are kept; float32.
+        unseen: the value, one a channel, of voxels that no window covered.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        size: Sequence[int],
+        roi: Sequence[int],
+        starts: Sequence[Sequence[int]],
+        weights: Tensor,
+        *,
+        whole: bool,
+        device: torch.device | str,
+        unseen: Sequence[float] | None = None,
+    ) -> None:
+        self.unseen = unseen
+        self.roi = tuple(roi)
+        self.weights = weights.to(device)
+        self.carried = carried(size[0], roi[0], starts[0])
+        width = size[1] if whole else roi[1]
+        # The last channel sums the weights.
+        self.row = torch.zeros(channels + 1, roi[0], width, size[2], device=device)
+        self.carry = torch.zeros(channels + 1, self.carried, size[1], size[2], device=device)
+        self.overlap = 0  # planes at the start of this row that the row before it has summed too
+
+    def add(self, window: Tensor, y: int, z: int) -> None:
+        """Add a window (C, *roi), which is left as it is.
+
+        Args:
+            window: any floating dtype, any device.
+            y: its start along the second axis, counted from the row's first.
+            z: its start along the third axis.
+        """
+        place = self.row[:, :, y : y + self.roi[1], z : z + self.roi[2]]
+        place[:-1].addcmul_(window.to(place), self.weights)
+        place[-1] += self.weights
+
+    def finish(self, row: Row) -> Tensor:
+        """What no later row touches, after all of this row's windows were added: (C, x, y, Z)."""
+        across = row.finished[1]
+        depth, width = row.finished[0].stop - row.finished[0].start, across.stop - across.start
+        block = self.row[:, :, :width]
+        block[:, : self.overlap] += self.carry[:, : self.overlap, across]
+        done = block[:-1, :depth] / block[-1:, :depth]
+        if self.unseen is not None:
+            nowhere = block[-1, :depth] == 0
+            for channel, value in zip(done, self.unseen, strict=True):
+                channel.masked_fill_(nowhere, value)
+        rest = self.roi[0] - depth
+        if rest > 0:
+            self.carry[:, :rest, across] = block[:, depth:]
+        if row.finished[1].stop == self.carry.shape[2]:  # the last of its x
+            self.row.zero_()
+            self.overlap = max(0, rest)
+        else:
+            kept = self.row.shape[2] - width
+            self.row[:, :, :kept] = self.row[:, :, width:].clone()
+            self.row[:, :, kept:] = 0
+        return done
+
+
+def carried(n: int, roi: int, starts: Sequence[int]) -> int:
+    """The most voxels that two neighbouring windows share along an axis."""
+    return max([roi - (b - a) for a, b in itertools.pairwise(starts)], default=0)
+
+
+def sum_bytes(
+    channels: int, size: Sequence[int], roi: Sequence[int], starts: Sequence[Sequence[int]], *, whole: bool
+) -> int:
+    """Bytes that a `BlendedSum` holds, and hands out at a time."""
+    held = roi[0] * (size[1] if whole else roi[1]) + carried(size[0], roi[0], starts[0]) * size[1]
+    step = max(b - a for a, b in zip(starts[0], [*starts[0][1:], size[0]], strict=True))
+    handed = step * (size[1] if whole else roi[1])
+    return 4 * (channels + 1) * size[2] * (held + handed)
