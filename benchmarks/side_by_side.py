@@ -7,6 +7,7 @@ backward, and floating-point operations.
 
 from __future__ import annotations
 
+import importlib
 import math
 import multiprocessing
 import os
@@ -131,6 +132,7 @@ def _serve(
     connection: Connection, make: Callable[[], nn.Module], shape: tuple[int, ...], mode: str, settings: Settings
 ) -> None:
     """What a contestant's process does: count once, then time as often as it is told to."""
+    importlib.import_module("torch._dynamo")  # torch does so when it first needs it: not what we measure
     torch.set_num_threads(settings.threads)
     torch.manual_seed(0)
     module = make().to(settings.device).train(mode == TRAINING)

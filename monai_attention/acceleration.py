@@ -12,6 +12,7 @@ from monai.networks.nets.swin_unetr import BasicLayer, SwinTransformerBlock
 from torch import Tensor, nn
 
 from monai_attention.blocks.attention import attend
+from monai_attention.blocks.convolution import channels_last
 from monai_attention.blocks.recompute import run
 from monai_attention.blocks.swin import position_bias, shrunken
 from monai_attention.blocks.window_attention import window_attention
@@ -19,7 +20,7 @@ from monai_attention.blocks.windows import crop_grid, pad_grid
 
 
 def accelerate(network: nn.Module) -> nn.Module:
-    """A copy of a network whose Swin stages and self attention run on this package's core.
+    """A copy of a network whose Swin stages and self attention run on our core, and its convolutions in our layout.
 
     The copy has the same state dict, so whatever loads weights into the one loads them into the other; outputs and
     gradients are the same to rounding. Made for MONAI's `SwinUNETR` (v1, v2) and `UNETR`, as bundles build them; in a
@@ -48,6 +49,7 @@ def accelerate(network: nn.Module) -> nn.Module:
             replaced += 1
     if not replaced:
         raise ValueError(f"expected MONAI's SwinUNETR or UNETR, or what contains one; got {type(network).__name__}")
+    channels_last(holder[0])
     return holder[0]
 
 

@@ -16,12 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from monai.networks.blocks.dynunet_block import UnetOutBlock, UnetResBlock
 from monai.networks.blocks.unetr_block import UnetrUpBlock
 from monai.networks.layers.factories import Conv
 from torch import Tensor, nn
 
+from monai_attention.blocks.convolution import channels_last
 from monai_attention.blocks.patches import crop_to, pad_to_multiple
 from monai_attention.blocks.recompute import run
 from monai_attention.blocks.swin import PatchMerging, rising_rates, swin_blocks
@@ -58,7 +60,7 @@ class LastStage(nn.Module):
     Shape: (B, C, *S / 2) and the image (B, in_channels, *S) -> (B, out_channels, *S).
     """
 
-    def __init__(self, skip: nn.Module, up: nn.Module, head: nn.Module) -> None:
+    def __init__(self, skip: nn.Module, up: UnetrUpBlock, head: nn.Module) -> None:
         super().__init__()
         self.skip = skip
         self.up = up
@@ -66,7 +68,8 @@ class LastStage(nn.Module):
 
     def forward(self, x: Tensor, image: Tensor) -> Tensor:
         """Logits; nothing at full resolution but these outlives this call when it is recomputed."""
-        return self.head(self.up(x, self.skip(image)))
+        both = torch.cat([self.up.transp_conv(x), self.skip(image)], dim=1)  # and neither part is held any longer
+        return self.head(self.up.conv_block(both))
 
 
 class FlexSwinUNETR(nn.Module):
@@ -161,6 +164,7 @@ class FlexSwinUNETR(nn.Module):
             ),
             UnetOutBlock(spatial_dims=dims, in_channels=feature_size, out_channels=out_channels),
         )
+        channels_last(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, out_channels, *S) of an image (B, in_channels, *S)."""

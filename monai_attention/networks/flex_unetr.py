@@ -21,6 +21,7 @@ from monai.networks.blocks.unetr_block import UnetrPrUpBlock, UnetrUpBlock
 from torch import Tensor, nn
 
 from monai_attention.blocks.attention import TransformerBlock
+from monai_attention.blocks.convolution import channels_last
 from monai_attention.blocks.patches import PatchEmbedding, crop_to, pad_to_multiple
 from monai_attention.blocks.recompute import run
 
@@ -159,6 +160,7 @@ class FlexUNETR(nn.Module):
             for k in reversed(range(levels))
         )
         self.head = UnetOutBlock(spatial_dims=dims, in_channels=feature_size, out_channels=out_channels)
+        channels_last(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, out_channels, *S) of an image (B, in_channels, *S)."""

@@ -20,6 +20,7 @@ import torch
 from monai.networks.layers.factories import Conv
 from torch import Tensor, nn
 
+from monai_attention.blocks.convolution import channels_last
 from monai_attention.blocks.patches import crop_to, double, pad_to_multiple
 from monai_attention.blocks.recompute import run
 from monai_attention.blocks.shuffle import ConvNorm, ShuffleAttention, ShuffleUnit
@@ -95,6 +96,7 @@ class MBANet(nn.Module):
         )
         self.dropout = (nn.Dropout2d, nn.Dropout3d)[dims - 2](dropout_rate)
         self.head = Conv["conv", dims](feature_size, out_channels, kernel_size=1)
+        channels_last(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, out_channels, *S) of an image (B, in_channels, *S)."""

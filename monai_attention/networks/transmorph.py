@@ -22,6 +22,7 @@ from monai.networks.blocks.dynunet_block import UnetBasicBlock
 from monai.networks.layers.factories import Conv, Dropout, Norm, Pool
 from torch import Tensor, nn
 
+from monai_attention.blocks.convolution import channels_last
 from monai_attention.blocks.patches import crop_to, double, interpolate_grid, pad_to_multiple
 from monai_attention.blocks.recompute import run
 from monai_attention.blocks.swin import PatchMerging, rising_rates, swin_blocks
@@ -223,6 +224,7 @@ class TransMorph(nn.Module):
         self.head = Conv["conv", dims](_HEAD_CHANNELS, out_channels, kernel_size=3, padding=1)
         nn.init.normal_(self.head.weight, std=1e-5)
         nn.init.zeros_(self.head.bias)
+        channels_last(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Displacement (B, out_channels, *S) for images (B, in_channels, *S)."""

@@ -1,0 +1,57 @@
+import pytest
+import torch
+from torch import nn
+
+from monai_attention.blocks.convolution import channels_last
+
+
+def small(dims, affine):
+    torch.manual_seed(0)
+    conv, norm = ((nn.Conv2d, nn.InstanceNorm2d), (nn.Conv3d, nn.InstanceNorm3d))[dims - 2]
+    network = nn.Sequential(conv(2, 6, 3, padding=1), norm(6, affine=affine), nn.Sequential(conv(6, 4, 3), norm(4)))
+    if affine:
+        nn.init.normal_(network[1].weight)
+        nn.init.normal_(network[1].bias)
+    return network.double()
+
+
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_numbers_and_names_stay_as_they_are(dims, affine):
+    plain, changed = small(dims, affine), small(dims, affine)
+    channels_last(changed)
+    assert list(plain.state_dict()) == list(changed.state_dict())
+    assert not any(isinstance(layer, (nn.InstanceNorm2d, nn.InstanceNorm3d)) for layer in changed.modules())
+    x = torch.randn(3, 2, *[5] * dims, dtype=torch.float64)
+    results = []
+    for network in (plain, changed):
+        y = network(x)
+        y.pow(3).sum().backward()
+        results.append([y, *(p.grad for p in network.parameters())])
+        results[-1].append(network.eval()(x))
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_the_layout_is_kept_from_layer_to_layer(dims):
+    network = small(dims, True).float()
+    channels_last(network)
+    layout = {2: torch.channels_last, 3: torch.channels_last_3d}[dims]
+    x = torch.randn(2, 2, *[24] * dims)  # torch's kernels for small images lay their results out plainly
+    for layer in (*network[:2], *network[2]):
+        x = layer(x)
+        assert x.is_contiguous(memory_format=layout)
+
+
+def test_one_voxel_has_no_variance_to_learn_from():
+    network = nn.Sequential(nn.InstanceNorm2d(3))
+    channels_last(network)
+    with pytest.raises(ValueError, match="more than one voxel"):
+        network(torch.randn(2, 3, 1, 1))
+    assert network.eval()(torch.randn(2, 3, 1, 1)).abs().max() < 1e-4
+
+
+def test_running_statistics_are_left_alone():
+    network = nn.Sequential(nn.InstanceNorm3d(3, track_running_stats=True))
+    channels_last(network)
+    assert isinstance(network[0], nn.InstanceNorm3d)
