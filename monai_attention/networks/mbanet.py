@@ -9,14 +9,14 @@ of channels) is the attention layer of the encoder and filters the skips.
 
 What that leaves open, and what we chose: widths double with each halving, from 32; one, two, two, two units a stage;
 8 groups of attention, 4 of convolution; instance normalisation and leaky rectifiers; units of stride 2 halve the
-resolution, linear interpolation and a unit double it; skips are concatenated; a 1-wide convolution makes the logits.
+resolution, a 1-wide convolution, linear interpolation and a unit double it; skips are added; a 1-wide convolution makes
+the logits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from monai.networks.layers.factories import Conv
 from torch import Tensor, nn
 
@@ -27,7 +27,7 @@ from monai_attention.blocks.shuffle import ConvNorm, ShuffleAttention, ShuffleUn
 
 
 class DecoderStage(nn.Module):
-    """Twice the resolution, the skip through attention, and a shuffle unit over both.
+    """Twice the resolution, the skip through attention, and a shuffle unit over their sum.
 
     Shape: (B, in_channels, *S / 2) and the skip (B, out_channels, *S) -> (B, out_channels, *S).
     """
@@ -35,11 +35,12 @@ class DecoderStage(nn.Module):
     def __init__(self, dims: int, in_channels: int, out_channels: int, *, groups: int, conv_groups: int) -> None:
         super().__init__()
         self.attention = ShuffleAttention(dims, out_channels, groups=groups)
-        self.unit = ShuffleUnit(dims, in_channels + out_channels, out_channels, groups=conv_groups)
+        self.narrow = ConvNorm(dims, in_channels, out_channels, kernel=1)  # before there are eight times the voxels
+        self.unit = ShuffleUnit(dims, out_channels, out_channels, groups=conv_groups)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """Features at the skip's resolution."""
-        return self.unit(torch.cat([double(x), self.attention(skip)], dim=1))
+        return self.unit(double(self.narrow(x)) + self.attention(skip))
 
 
 class MBANet(nn.Module):
@@ -60,7 +61,7 @@ class MBANet(nn.Module):
     Shape: (B, in_channels, *S) -> (B, out_channels, *S), any S; zero-padded inside to a multiple of
         2**(len(depths) - 1). In training the coarsest scale must be left more than one voxel.
 
-    Parameters: 0.73 M with 4 -> 3 channels and the defaults.
+    Parameters: 0.69 M with 4 -> 3 channels and the defaults.
     """
 
     def __init__(
