@@ -18,6 +18,7 @@ test:
 
 bench:
 	$(PYTHON) -m benchmarks.networks --save
+	$(PYTHON) -m benchmarks.inference --save
 
 demo:
 	monai-attention demo

@@ -4,7 +4,7 @@
     python -m benchmarks.networks --only swin                        # those with "swin" in their title
     python -m benchmarks.networks --device cuda --bfloat16
 
-Prints a table, and with `--save` writes it into README.md beside this file and the numbers into networks.json.
+Prints a table, and with `--save` writes it into README.md beside this file and the numbers into numbers.json.
 """
 
 from __future__ import annotations
@@ -264,7 +264,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3, help="timed calls of each contestant")
     parser.add_argument("--bfloat16", action="store_true", help="autocast")
-    parser.add_argument("--save", action="store_true", help="into README.md and networks.json beside this file")
+    parser.add_argument("--save", action="store_true", help="into README.md and numbers.json beside this file")
     arguments = parser.parse_args()
     settings = Settings(arguments.device, arguments.threads, arguments.bfloat16, arguments.rounds)
     where = (
@@ -282,8 +282,8 @@ def main() -> None:
 
 
 def save(title: str, numbers: dict[str, Any], text: str) -> None:
-    """Put the numbers of a case into networks.json, and its table into README.md between the marks with its title."""
-    path = HERE / "networks.json"
+    """Put the numbers of a case into numbers.json, and its table into README.md between the marks with its title."""
+    path = HERE / "numbers.json"
     known = json.loads(path.read_text()) if path.exists() else {}
     path.write_text(json.dumps({**known, title: numbers}, indent=1) + "\n")
     readme = HERE / "README.md"

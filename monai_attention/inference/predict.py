@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from monai.inferers import SlidingWindowInferer
 from torch import Tensor
 
 from monai_attention.bundles import LoadedBundle
 from monai_attention.errors import Refusal
+from monai_attention.inference.labels import LabelsOnGrid, aligned
 from monai_attention.inference.phases import Phases
 from monai_attention.inference.resample import labels_on_grid, on_orthogonal_grid
+from monai_attention.inference.sliding_window import Settings, settings_of, stream
+from monai_attention.inference.windows import Layout, sum_bytes
 from monai_attention.io.geometry import is_sheared
 from monai_attention.io.volume import Volume
 
 OnWindow = Callable[[int, int | None], None]
 """Called with the number of windows done and the number in all (None if the inferer does not tell)."""
+
+SUM_BYTES = 1e9
+"""What sums of windows keep to if they can, where no limit was given."""
 
 
 def predict(
@@ -42,23 +50,66 @@ def predict(
         uint8, shape `volume.shape`, on the volume's grid.
 
     Raises:
-        Refusal: `E-MEMORY`.
+        Refusal: `E-MEMORY`, `E-RESULT`, `E-BUNDLE-CONFIG`.
     """
     with phases.phase("prepare"):
         image, affine = prepare(volume, bundle)
-    needed = memory_needed(volume.shape, tuple(image.shape[1:]), len(bundle.classes))
-    if max_memory is not None and needed > max_memory:
-        raise Refusal(
-            "E-MEMORY",
-            f"{len(bundle.classes)} classes on {' x '.join(map(str, image.shape[1:]))} voxels need about "
-            f"{needed / 1e9:.1f} GB, {max_memory / 1e9:.1f} GB are allowed",
-            path=volume.source,
-            remedy="allow more with --max-memory, crop the image, or use a bundle with fewer classes",
-        )
+    job = _Job(volume, bundle, image, affine, max_memory)
+    on_window = on_window or (lambda done, total: None)
+    if isinstance(bundle.inferer, SlidingWindowInferer) and aligned(affine, volume.affine, volume.shape):
+        return _streamed(job, settings_of(bundle.inferer), phases, on_window)
+    job.check_memory(memory_needed(volume.shape, tuple(image.shape[1:]), len(bundle.classes)))
     with phases.phase("network"):
-        logits = run_windows(image, bundle, phases.device, on_window)
+        logits = run_inferer(image, bundle, phases.device, on_window)
     with phases.phase("labels"):
         return labels_on_grid(logits, affine, volume.affine, volume.shape)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What there is to do, and how much memory there is for it."""
+
+    volume: Volume
+    bundle: LoadedBundle
+    image: Tensor
+    affine: np.ndarray
+    max_memory: int | None
+
+    def check_memory(self, needed: int) -> None:
+        """Refuse what would not fit."""
+        if self.max_memory is not None and needed > self.max_memory:
+            raise Refusal(
+                "E-MEMORY",
+                f"{len(self.bundle.classes)} classes on {' x '.join(map(str, self.image.shape[1:]))} voxels need about "
+                f"{needed / 1e9:.1f} GB, {self.max_memory / 1e9:.1f} GB are allowed",
+                path=self.volume.source,
+                remedy="allow more with --max-memory, crop the image, or use a bundle with fewer classes",
+            )
+
+
+def _streamed(job: _Job, settings: Settings, phases: Phases, on_window: OnWindow) -> np.ndarray:
+    """Labels from pieces that leave the sliding windows as soon as they are finished."""
+    layout = Layout(job.image.shape[1:], settings.roi_size, settings.overlap, even=settings.even)
+    given = memory_needed(job.volume.shape, job.image.shape[1:], 0)
+    job.check_memory(given + streaming_memory(len(job.bundle.classes), layout, whole=False))
+    settings = replace(
+        settings,
+        sum_device=settings.sum_device or phases.device,
+        sum_bytes=SUM_BYTES if job.max_memory is None else (job.max_memory - given) / 2,
+    )
+    done = itertools.count(1)
+    network = _checked(job.bundle, phases.device)
+    pieces = stream(
+        job.image, lambda windows, _: [network(windows)], settings, lambda total: on_window(next(done), total)
+    )
+    labels = LabelsOnGrid(layout.order, job.image.shape[1:], job.affine, job.volume.affine, job.volume.shape)
+    while True:
+        with phases.phase("network"):
+            piece = next(pieces, None)
+        if piece is None:
+            return labels.labels
+        with phases.phase("labels"):
+            labels.add(piece[0])
 
 
 def prepare(volume: Volume, bundle: LoadedBundle) -> tuple[Tensor, np.ndarray]:
@@ -78,38 +129,53 @@ def memory_needed(shape: Sequence[int], network_shape: Sequence[int], classes: i
     return math.prod(shape) * (4 + 1) + math.prod(network_shape) * 4 * (2 + 2 * classes)
 
 
+def streaming_memory(classes: int, layout: Layout, *, whole: bool) -> int:
+    """Bytes that sums and labels of pieces hold: twice the sums for what is handed on, and a plane of probabilities."""
+    size, roi, starts = layout.three()
+    return 2 * sum_bytes(classes, size, roi, starts, whole=whole) + 4 * classes * size[1] * size[2]
+
+
+def _checked(bundle: LoadedBundle, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """The bundle's network, of which nothing is believed that cannot be."""
+
+    def network(windows: Tensor) -> Tensor:
+        logits = bundle.network(windows.to(device))
+        expected = (len(windows), len(bundle.classes), *windows.shape[2:])
+        if logits.shape != expected:
+            raise Refusal(
+                "E-BUNDLE-CONFIG",
+                f"expected logits of shape {expected} (windows, classes, voxels), got {tuple(logits.shape)}",
+                remedy="the bundle's channel_def and its network do not belong together",
+            )
+        if not logits.isfinite().all():
+            raise Refusal(
+                "E-RESULT",
+                "the network's output holds NaN or infinity",
+                remedy="compare the image's intensities with the bundle's card; if they fit, tell its authors",
+            )
+        return logits
+
+    return network
+
+
 @torch.no_grad()
-def run_windows(image: Tensor, bundle: LoadedBundle, device: torch.device, on_window: OnWindow | None) -> Tensor:
+def run_inferer(image: Tensor, bundle: LoadedBundle, device: torch.device, on_window: OnWindow) -> Tensor:
     """Logits (classes, *S) of an image (C, *S), by the bundle's inferer."""
     total, done = window_count(image.shape[1:], bundle.inferer), 0
+    checked = _checked(bundle, device)
 
     def network(windows: Tensor) -> Tensor:
         nonlocal done
-        logits = bundle.network(windows)
+        logits = checked(windows)
         done += len(windows)
-        if on_window is not None:
-            on_window(done, total)
+        on_window(done, total)
         return logits
 
-    logits = bundle.inferer(image[None].to(device), network)[0]
-    expected = (len(bundle.classes), *image.shape[1:])
-    if logits.shape != expected:
-        raise Refusal(
-            "E-BUNDLE-CONFIG",
-            f"expected logits of shape {expected} (classes, then the image's), got {tuple(logits.shape)}",
-            remedy="the bundle's channel_def and its network do not belong together",
-        )
-    return logits.float()
+    return bundle.inferer(image[None].to(device), network)[0].float()
 
 
 def window_count(size: Sequence[int], inferer: object) -> int | None:
     """Windows of a MONAI `SlidingWindowInferer` on an image; None for other inferers."""
-    roi, overlap = getattr(inferer, "roi_size", None), getattr(inferer, "overlap", None)
-    if roi is None or overlap is None:
-        return None
-    count = 1
-    for axis, n in enumerate(size):
-        r = min(roi[axis] if isinstance(roi, Sequence) else roi, max(n, 1))
-        step = max(1, int(r * (1 - (overlap[axis] if isinstance(overlap, Sequence) else overlap))))
-        count *= math.ceil(max(0, n - r) / step) + 1
-    return count
+    return (
+        Layout(size, inferer.roi_size, inferer.overlap).count() if isinstance(inferer, SlidingWindowInferer) else None
+    )

@@ -212,17 +212,49 @@ def test_row_29_what_would_not_fit_is_refused_with_the_figure(tmp_path, monkeypa
     array, _ = ball((60, 60, 60), np.eye(4))
     path = write_nifti(tmp_path / "a.nii", array, np.eye(4))
     ran = []
-    monkeypatch.setattr("monai_attention.inference.predict.run_windows", lambda *_: ran.append(1))
+    monkeypatch.setattr("monai_attention.inference.predict.stream", lambda *_: ran.append(1))
     (result,) = segment(path, tmp_path / "out", bundle=bundle, options=ReadOptions(max_memory=10_000_000))
     assert (result.verdict, result.code) == ("refused", "E-MEMORY")
     assert re.search(r"120 x 120 x 120|119 x 119 x 119", result.message)
     assert not ran
 
 
+@pytest.mark.parametrize(("room", "verdict", "code"), [(2, "ok", ""), (0, "refused", "E-MEMORY")])
+def test_row_54_out_of_memory_takes_fewer_windows_or_refuses_the_case(
+    tmp_path, monkeypatch, caplog, room, verdict, code
+):
+    bundle = threshold_bundle(tmp_path / "bundle")
+    affine = np.diag([2.0, 2, 2, 1])
+    path = write_nifti(tmp_path / "a.nii", ball((60, 90, 60), affine)[0], affine)
+    (expected,) = segment(path, tmp_path / "expected", bundle=bundle)
+    whole = torch.nn.Conv3d.forward
+
+    def small(self, windows):
+        if len(windows) > room:
+            raise torch.OutOfMemoryError
+        return whole(self, windows)
+
+    monkeypatch.setattr(torch.nn.Conv3d, "forward", small)
+    (result,) = segment(path, tmp_path / "out", bundle=bundle, overrides={"inferer::sw_batch_size": 4})
+    assert (result.verdict, result.code) == (verdict, code)
+    if room:
+        assert result.volumes_ml == expected.volumes_ml
+        assert "going on with 2 windows at a time" in caplog.text
+
+
+def test_a_network_that_gives_no_numbers_is_not_believed(tmp_path):
+    network = {"_target_": "torch.nn.Conv3d", "in_channels": 1, "out_channels": 2, "kernel_size": 1}
+    weights = {"weight": torch.ones(2, 1, 1, 1, 1), "bias": torch.tensor([0.0, float("nan")])}
+    bundle = write_bundle(tmp_path / "bundle", network, weights)
+    path = write_nifti(tmp_path / "a.nii", ball((30, 30, 30), np.eye(4))[0], np.eye(4))
+    (result,) = segment(path, tmp_path / "out", bundle=bundle)
+    assert (result.verdict, result.code) == ("refused", "E-RESULT")
+
+
 def test_a_fault_of_ours_is_reported_as_one(tmp_path, bundle, monkeypatch, caplog):
     array, _ = ball((30, 30, 30), np.eye(4))
     path = write_nifti(tmp_path / "a.nii", array, np.eye(4))
-    monkeypatch.setattr("monai_attention.inference.predict.labels_on_grid", lambda *_: 1 / 0)
+    monkeypatch.setattr("monai_attention.inference.labels.LabelsOnGrid.add", lambda *_: 1 / 0)
     (result,) = segment(path, tmp_path / "out", bundle=bundle)
     assert (result.verdict, result.code) == ("refused", "E-INTERNAL")
     assert "ZeroDivisionError" in caplog.text

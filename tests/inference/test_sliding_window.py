@@ -42,7 +42,7 @@ def test_it_equals_monai(task, sum_bytes):
     torch.testing.assert_close(result, expected, rtol=1e-6, atol=1e-6)
 
 
-def test_only_the_overlap_of_two_rows_is_held(monkeypatch):
+def test_row_29_only_the_overlap_of_two_rows_is_held(monkeypatch):
     made = []
 
     class Recorded(module.BlendedSum):
@@ -185,7 +185,7 @@ class Forgetful:
         MemoryError(),
     ],
 )
-def test_out_of_memory_goes_on_with_fewer_windows_where_it_stopped(error, caplog):
+def test_row_54_out_of_memory_goes_on_with_fewer_windows_where_it_stopped(error, caplog):
     image = torch.randn(1, 1, 8, 80)
     network = Forgetful(2, error)
     with caplog.at_level(logging.WARNING):

@@ -1,0 +1,147 @@
+"""From finished pieces of logits on the network's grid to labels on the volume's, without ever holding all of either.
+
+Probabilities are interpolated, not labels, so borders come out smooth at the volume's resolution. This is done class by
+class for small parts of the volume, and for those classes only that could win there.
+
+Affines map voxel index -> RAS mm. Grids are aligned if one is the other flipped, permuted, scaled and moved.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from monai_attention.inference.sliding_window import Piece
+
+PART_VOXELS = 2**19
+"""Voxels of the volume that are labelled at a time: what fits the cache."""
+
+
+class LabelsOnGrid:
+    """Labels of a volume, filled piece by piece.
+
+    Args:
+        order: axes of the network's grid, in the order that pieces come in (see `sliding_window.stream`).
+        shape: voxels of the network's grid.
+        affine: its affine.
+        target_affine: affine of the volume, aligned with it.
+        target_shape: voxels of the volume.
+
+    Attributes:
+        labels: uint8, shape `target_shape`; 0 where the volume is outside the network's grid by more than a voxel (a
+            grid made by rounding the field of view may end that far inside it).
+    """
+
+    def __init__(
+        self,
+        order: Sequence[int],
+        shape: Sequence[int],
+        affine: np.ndarray,
+        target_affine: np.ndarray,
+        target_shape: Sequence[int],
+    ) -> None:
+        to_source = np.linalg.inv(affine) @ target_affine
+        self.targets = [int(np.argmax(np.abs(to_source[axis, :3]))) for axis in order]
+        self.shape = [shape[axis] for axis in order]
+        self.order = order
+        self.labels = np.zeros(tuple(target_shape), np.uint8)
+        # With axes in the order of pieces; a view, so that writing to it fills the labels.
+        self.turned = torch.from_numpy(self.labels).permute(*self.targets)
+        self.coordinates = [
+            torch.from_numpy(to_source[axis, target] * np.arange(target_shape[target]) + to_source[axis, 3])
+            for axis, target in zip(order, self.targets, strict=True)
+        ]
+        self.halo = _Halo(self.shape)
+
+    def add(self, piece: Piece) -> None:
+        """Label the part of the volume that this piece, and the ones before it, decide."""
+        values = piece.values.permute(0, *(1 + axis for axis in self.order)).softmax(dim=0).cpu()
+        box = [piece.box[axis] for axis in self.order]
+        start, values = self.halo.extend(box, values)
+        least = 1 / len(values) - 1e-6  # of the winner, for probabilities add up to 1
+        could_win = [c for c, most in enumerate(values.amax(dim=(1, 2, 3)).tolist()) if most >= least]
+        places = []
+        for coordinate, part, first, n in zip(self.coordinates, box, start, self.shape, strict=True):
+            low = -math.inf if part.start == 0 else part.start - 1
+            high = math.inf if part.stop == n else part.stop - 1
+            low, high = max(low, -1 - 1e-6), min(high, n + 1e-6)
+            decided = torch.nonzero((coordinate >= low) & (coordinate < high)).flatten()
+            places.append((decided, (coordinate[decided] - first).clamp(0, part.stop - first - 1)))
+        if all(len(decided) for decided, _ in places):
+            self._label(values, could_win, places)
+
+    def _label(self, values: Tensor, could_win: Sequence[int], places: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Write labels at consecutive places of the volume, some planes at a time."""
+        (rows, x), (columns, y), (depths, z) = places
+        step = max(1, PART_VOXELS // (len(columns) * len(depths)))
+        for first in range(0, len(rows), step):
+            some, at = rows[first : first + step], x[first : first + step]
+            low, high = int(at[0].floor()), int(at[-1].floor())
+            low, high = min(low, high), max(low, high)
+            near = values[:, low : high + 2]
+            probabilities = ((c, _at(_at(_at(near[c], z, 2), y, 1), at - low, 0)) for c in could_win)
+            winner, best = next(probabilities)
+            label = torch.full(best.shape, winner, dtype=torch.uint8)
+            for c, probability in probabilities:
+                label.masked_fill_(probability > best, c)
+                best = torch.maximum(best, probability)
+            self.turned[_between(some), _between(columns), _between(depths)] = label
+
+
+def aligned(affine: np.ndarray, target_affine: np.ndarray, target_shape: Sequence[int]) -> bool:
+    """Whether each axis of one grid runs along one axis of the other, to a hundredth of a voxel over its length."""
+    matrix = (np.linalg.inv(affine) @ target_affine)[:3, :3] * np.maximum(np.array(target_shape) - 1, 1)
+    matters = np.abs(matrix) >= 0.01
+    return bool((matters.sum(axis=0) == 1).all() and (matters.sum(axis=1) == 1).all())
+
+
+class _Halo:
+    """Puts the last voxels of earlier pieces before each piece, so that there is something to interpolate between.
+
+    Args:
+        shape: of the whole; pieces come in raster order, and are whole along the last axis.
+    """
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        self.shape = shape
+        self.plane = self.column = self.corner = torch.empty(0)
+
+    def extend(self, box: Sequence[slice], values: Tensor) -> tuple[list[int], Tensor]:
+        """First voxel, and values, of a piece (C, x, y, Z) with one more row and column before it if it has these."""
+        (x, y, _), (x_before, y_before) = box, (int(part.start > 0) for part in box[:2])
+        if not len(self.plane):
+            self.plane = values.new_empty(len(values), *self.shape[1:])
+        _, depth, width, length = values.shape
+        extended = values.new_empty(len(values), depth + x_before, width + y_before, length)
+        extended[:, x_before:, y_before:] = values
+        if x_before:
+            extended[:, 0, y_before:] = self.plane[:, y]
+        if y_before:
+            extended[:, x_before:, 0] = self.column
+        if x_before and y_before:
+            extended[:, 0, 0] = self.corner
+        self.corner = self.plane[:, y.stop - 1].clone()  # before this row's plane takes its place
+        self.plane[:, y] = values[:, -1]
+        self.column = values[:, :, -1].clone()
+        return [x.start - x_before, y.start - y_before, 0], extended
+
+
+def _at(values: Tensor, coordinates: Tensor, axis: int) -> Tensor:
+    """Values at coordinates along an axis, interpolated linearly."""
+    low = coordinates.floor()
+    weight = (coordinates - low).to(values.dtype)
+    index = low.long()
+    if not weight.any():
+        return values.index_select(axis, index)
+    after = (index + 1).clamp(max=values.shape[axis] - 1)
+    shape = [-1 if a == axis else 1 for a in range(values.ndim)]
+    return torch.lerp(values.index_select(axis, index), values.index_select(axis, after), weight.view(shape))
+
+
+def _between(indices: Tensor) -> slice:
+    """Consecutive numbers as a range."""
+    return slice(int(indices[0]), int(indices[-1]) + 1)
