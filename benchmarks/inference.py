@@ -243,7 +243,7 @@ def main() -> None:
     parser.add_argument("--case", choices=CASES, action="append", help="all of them if left out")
     parser.add_argument("--image", help="for the case `brain`; a phantom if left out")
     parser.add_argument("--shape", type=int, nargs=3, help="voxels, smaller ones for a quick look")
-    parser.add_argument("--rounds", type=int, default=3, help="of the case `brain`")
+    parser.add_argument("--rounds", type=int, default=3, help="of the case brain")
     parser.add_argument("--json", type=Path, help="where to save the numbers")
     parser.add_argument("--save", action="store_true", help="into README.md beside this file")
     arguments = parser.parse_args()

@@ -138,8 +138,11 @@ def streaming_memory(classes: int, layout: Layout, *, whole: bool) -> int:
 def _checked(bundle: LoadedBundle, device: torch.device) -> Callable[[Tensor], Tensor]:
     """The bundle's network, of which nothing is believed that cannot be."""
 
+    bfloat16 = getattr(bundle.inferer, "bfloat16", False)
+
     def network(windows: Tensor) -> Tensor:
-        logits = bundle.network(windows.to(device))
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            logits = bundle.network(windows.to(device))
         expected = (len(windows), len(bundle.classes), *windows.shape[2:])
         if logits.shape != expected:
             raise Refusal(

@@ -290,6 +290,8 @@ class StreamingInferer(inferers.SlidingWindowInferer):
         even: see `Settings`.
         mirror_axes: see `Settings`.
         background: see `Settings`.
+        bfloat16: let the network compute in bfloat16 where it can. Faster on GPUs, and on CPUs that have instructions
+            for it; much slower on others.
         kwargs: those of MONAI's.
 
     Outputs of the network may be a tensor, a sequence or a dictionary of tensors, each as large as its window.
@@ -301,9 +303,11 @@ class StreamingInferer(inferers.SlidingWindowInferer):
         even: bool = False,
         mirror_axes: Sequence[int] = (),
         background: Background | None = None,
+        bfloat16: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        self.bfloat16 = bfloat16
         self.even = even
         self.mirror_axes = mirror_axes
         self.background = background
@@ -313,13 +317,14 @@ class StreamingInferer(inferers.SlidingWindowInferer):
         settings = settings_of(self)
         if settings.sum_device is None and self.cpu_thresh is not None and inputs.shape[2:].numel() > self.cpu_thresh:
             settings = replace(settings, sum_device="cpu")
-        computing = self.sw_device or inputs.device
+        computing = torch.device(self.sw_device or inputs.device)
         structure: Any = None
 
         def predict(windows: Tensor, boxes: list[tuple[slice, ...]]) -> list[Tensor]:
             nonlocal structure
             where = [[slice(i, i + 1), slice(None), *box] for box in boxes]
-            outputs = network(windows.to(computing), *([where] if self.with_coord else []), *args, **kwargs)
+            with torch.autocast(computing.type, torch.bfloat16, enabled=self.bfloat16):
+                outputs = network(windows.to(computing), *([where] if self.with_coord else []), *args, **kwargs)
             tensors, structure = tree_flatten(outputs)
             return tensors
 

@@ -141,6 +141,15 @@ def test_mirrored_windows_are_averaged():
     torch.testing.assert_close(result, expected)
 
 
+def test_the_network_may_compute_in_bfloat16():
+    layer, image = nn.Conv2d(1, 2, 3, padding=1), torch.randn(1, 1, 20, 20)
+    seen = []
+    result = StreamingInferer((8, 8), 4, bfloat16=True)(image, lambda x: seen.append(layer(x)) or seen[-1])
+    assert seen[0].dtype == torch.bfloat16
+    assert result.dtype == torch.float32
+    torch.testing.assert_close(result, StreamingInferer((8, 8), 4)(image, layer), rtol=0.02, atol=0.02)
+
+
 def test_windows_of_background_are_not_computed():
     image = torch.zeros(1, 1, 16, 48)
     image[..., 20:28] = 1
