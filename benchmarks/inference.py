@@ -73,7 +73,6 @@ def ours(classes: int, shape: tuple[int, ...], air: float, skip: bool) -> tuple[
     """From an image in memory to a label file."""
     from monai_attention.inference.labels import LabelsOnGrid
     from monai_attention.inference.sliding_window import Background, Settings, stream
-    from monai_attention.inference.windows import Layout
     from monai_attention.io.write import write_labels
 
     image, network, computed = volume(shape, air), OneConvolution(classes).eval(), []
@@ -84,7 +83,7 @@ def ours(classes: int, shape: tuple[int, ...], air: float, skip: bool) -> tuple[
 
     settings = Settings(64, 4, 0.25, "gaussian", background=Background(-5) if skip else None)
     start = time.perf_counter()
-    layout = Layout(shape, settings.roi_size, settings.overlap)
+    layout = settings.layout(shape)
     labels = LabelsOnGrid(layout.order, shape, np.eye(4), np.eye(4), shape)
     for (piece,) in stream(image, predict, settings):
         labels.add(piece)

@@ -240,6 +240,19 @@ def _wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
+def profile(contestant: Contestant, shape: tuple[int, ...], settings: Settings) -> str:
+    """Which operators the time of a forward goes into: the eight that take most of it, and their share."""
+    torch.set_num_threads(settings.threads)
+    module, image = contestant.make().to(settings.device).eval(), torch.randn(shape).to(settings.device)
+    _forward(module, image, settings)
+    with torch.profiler.profile() as profiler:
+        _forward(module, image, settings)
+    operators = sorted(profiler.key_averages(), key=lambda operator: -operator.self_cpu_time_total)
+    total = sum(operator.self_cpu_time_total for operator in operators)
+    shares = [f"{operator.key} {operator.self_cpu_time_total / total:.0%}" for operator in operators[:8]]
+    return f"{contestant.name}: {', '.join(shares)}"
+
+
 def largest_difference(a: Measured, b: Measured) -> float:
     """Between two probes, relative to their size."""
     size = math.sqrt(sum(x * x for x in a.probe))

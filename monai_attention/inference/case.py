@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -48,6 +49,8 @@ class Settings:
         options: choices about inputs that cannot be read unambiguously.
         formats: see `monai_attention.inference.segment.segment`.
         overrides: of the bundle's settings, for the record.
+        network_turn: held by the case whose turn it is on the device; meanwhile others are read and written.
+        stopped: set when no more results are wanted.
     """
 
     bundle: LoadedBundle
@@ -55,6 +58,8 @@ class Settings:
     options: ReadOptions
     formats: tuple[str, ...] = ("nifti",)
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    network_turn: threading.Lock = field(default_factory=threading.Lock)
+    stopped: threading.Event = field(default_factory=threading.Event)
 
 
 def run_case(case: Case, folder: Path, settings: Settings, *, progress: bool = False) -> dict[str, Any]:
@@ -99,7 +104,7 @@ def _segment_case(
     bundle, options = settings.bundle, settings.options
     with phases.phase("read"):
         volume = read(case.path, options, bundle.requirements, scratch=scratch)
-    with _window_bar(case.id, progress) as on_window:
+    with settings.network_turn, _window_bar(case.id, progress, settings.stopped) as on_window:
         labels = predict(volume, bundle, phases, max_memory=options.max_memory, on_window=on_window)
     with phases.phase("write"):
         return _write_case(case, folder, settings, volume, labels)
@@ -160,11 +165,13 @@ def _refused(code: str, message: str, path: Path, remedy: str) -> dict[str, Any]
 
 
 @contextmanager
-def _window_bar(name: str, progress: bool) -> Iterator[Callable[[int, int | None], None]]:
-    """A bar that counts windows of one case and disappears when they are done."""
+def _window_bar(name: str, progress: bool, stopped: threading.Event) -> Iterator[Callable[[int, int | None], None]]:
+    """A bar that counts windows of one case, disappears when they are done, and ends the work when it is stopped."""
     with tqdm(desc=name[-30:], unit="window", leave=False, disable=not progress) as bar:
 
         def advance(done: int, total: int | None) -> None:
+            if stopped.is_set():
+                raise KeyboardInterrupt
             bar.total = total
             bar.update(done - bar.n)
 

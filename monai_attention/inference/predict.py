@@ -89,7 +89,7 @@ class _Job:
 
 def _streamed(job: _Job, settings: Settings, phases: Phases, on_window: OnWindow) -> np.ndarray:
     """Labels from pieces that leave the sliding windows as soon as they are finished."""
-    layout = Layout(job.image.shape[1:], settings.roi_size, settings.overlap, even=settings.even)
+    layout = settings.layout(job.image.shape[1:])
     given = memory_needed(job.volume.shape, job.image.shape[1:], 0)
     job.check_memory(given + streaming_memory(len(job.bundle.classes), layout, whole=False))
     settings = replace(
@@ -178,7 +178,5 @@ def run_inferer(image: Tensor, bundle: LoadedBundle, device: torch.device, on_wi
 
 
 def window_count(size: Sequence[int], inferer: object) -> int | None:
-    """Windows of a MONAI `SlidingWindowInferer` on an image; None for other inferers."""
-    return (
-        Layout(size, inferer.roi_size, inferer.overlap).count() if isinstance(inferer, SlidingWindowInferer) else None
-    )
+    """Windows of a MONAI `SlidingWindowInferer`, or ours, on an image; None for other inferers."""
+    return settings_of(inferer).layout(size).count() if isinstance(inferer, SlidingWindowInferer) else None

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 DEFAULT_BUNDLE = "brain_mri_tissue_flexunetr"
 FORMATS = ("nifti", "dicom-seg")
+CASES_AT_A_TIME = 3
 WAIT_SECONDS = 1.0
 """Pause between looks at cases that another process is working on."""
 
@@ -85,7 +88,8 @@ def segment(
         output: folder, made if needed.
         bundle: name of a packaged bundle, or path of a folder or zip.
         device: torch device; None takes CUDA if there is one, else the CPU.
-        options: choices about inputs that cannot be read unambiguously, and `max_memory` in bytes.
+        options: choices about inputs that cannot be read unambiguously, and `max_memory` in bytes. Without it, the next
+            case is read and the last one written while one is on the device.
         formats: some of `nifti` (always written) and `dicom-seg`.
         overwrite: do finished cases again.
         part: (i, n) does the i-th of n parts of the cases, counted from 1.
@@ -118,7 +122,7 @@ def segment(
     }
     fingerprints = {case.id: _fingerprint(case, parameters) for case in mine}
     make_settings = functools.partial(_settings, bundle, trust_bundle, overrides or {}, device, options, formats)
-    run = _Run(make_settings, progress, overwrite)
+    run = _Run(make_settings, progress, overwrite, bounded=options.max_memory is not None)
     records = _work_off(mine, output, fingerprints, run)
     results = [_result(records[case.id], output, case.id in run.done) for case in mine]
     _summarise(output, [records[case.id] for case in mine], info)
@@ -132,12 +136,24 @@ class _Run:
     make_settings: Callable[[], Settings]
     progress: bool
     overwrite: bool
+    bounded: bool
     started: str = field(default_factory=lambda: now())
     done: set[str] = field(default_factory=set)
+    loading: threading.Lock = field(default_factory=threading.Lock)
 
     @functools.cached_property
     def settings(self) -> Settings:
         return self.make_settings()
+
+    @property
+    def at_a_time(self) -> int:
+        """Cases: one is read and one written while one is on the device, if memory is no matter."""
+        return 1 if self.bounded else CASES_AT_A_TIME
+
+    def stop(self) -> None:
+        """Let cases that are being worked on end at their next window, without a result."""
+        if "settings" in vars(self):
+            self.settings.stopped.set()
 
     def accepts(self, record: Mapping[str, Any] | None) -> bool:
         """Whether a finished case stays as it is: refused ones get another chance, but only one in each run."""
@@ -175,21 +191,33 @@ def _work_off(
 ) -> dict[str, dict[str, Any]]:
     """Bring every case to a record, by this process or by another one on the same folder."""
     records: dict[str, dict[str, Any]] = {}
-    with tqdm(total=len(cases), desc="cases", unit="case", disable=not run.progress) as bar:
+    bar = tqdm(total=len(cases), desc="cases", unit="case", disable=not run.progress)
+    with bar, ThreadPoolExecutor(run.at_a_time) as pool:
         while pending := [case for case in cases if case.id not in records]:
             before = len(records)
-            for case in pending:
-                folder = output / case.id
-                record = ledger.finished_record(folder, fingerprints[case.id])
-                if not run.accepts(record):
-                    _ = run.settings  # a bundle that cannot be loaded stops the run, not a case
-                    record = _claimed(case, folder, fingerprints[case.id], run)
-                if record is not None:
-                    records[case.id] = record
-                    bar.update()
+            todo = [pool.submit(_work_on, case, output / case.id, fingerprints[case.id], run) for case in pending]
+            try:
+                for case, future in zip(pending, todo, strict=True):
+                    if (record := future.result()) is not None:
+                        records[case.id] = record
+                        bar.update()
+            except BaseException:  # what stops the run, stops it for the other cases as well
+                run.stop()
+                pool.shutdown(cancel_futures=True)
+                raise
             if len(records) == before:
                 time.sleep(WAIT_SECONDS)  # another process has claimed all that is left
     return records
+
+
+def _work_on(case: Case, folder: Path, fingerprint: str, run: _Run) -> dict[str, Any] | None:
+    """The record of a case, from before or after working on it, or None if another process is at it."""
+    record = ledger.finished_record(folder, fingerprint)
+    if not run.accepts(record):
+        with run.loading:
+            _ = run.settings  # a bundle that cannot be loaded stops the run, not a case
+        record = _claimed(case, folder, fingerprint, run)
+    return record
 
 
 def _claimed(case: Case, folder: Path, fingerprint: str, run: _Run) -> dict[str, Any] | None:

@@ -72,6 +72,7 @@ class Settings:
         padding_mode: of images smaller than a window.
         cval: what they are padded with.
         even: see `windows.window_starts`.
+        stretch: see `windows.Layout`.
         mirror_axes: spatial axes; windows are also computed mirrored along each combination of them, and averaged.
         background: windows that are not computed.
         sum_device: where sums are kept; None: where the image is.
@@ -86,10 +87,15 @@ class Settings:
     padding_mode: str = "constant"
     cval: float = 0.0
     even: bool = False
+    stretch: float = 1.0
     mirror_axes: Sequence[int] = ()
     background: Background | None = None
     sum_device: torch.device | str | None = None
     sum_bytes: float = 1e9
+
+    def layout(self, size: Sequence[int]) -> Layout:
+        """Where the windows of an image lie."""
+        return Layout(size, self.roi_size, self.overlap, even=self.even, stretch=self.stretch)
 
 
 class Piece(NamedTuple):
@@ -127,7 +133,7 @@ def stream(
         ValueError: outputs are not as large as windows.
         MemoryError: there is not enough memory for a single window.
     """
-    layout = Layout(image.shape[1:], settings.roi_size, settings.overlap, even=settings.even)
+    layout = settings.layout(image.shape[1:])
     size, roi, starts = layout.three()
     windows = _Windows(image, layout, predict, settings)
     results: Iterator[Computed] = windows.compute((x, y, z) for x, y, z in itertools.product(*starts))
@@ -259,7 +265,9 @@ def _mirrored(predict: Predict, axes: Sequence[int], windows: Tensor, boxes: lis
     flips = [[2 + a for a in some] for k in range(len(axes) + 1) for some in itertools.combinations(axes, k)]
     outputs = predict(torch.cat([windows.flip(flip) for flip in flips]), boxes * len(flips))
     return [
-        torch.stack([part.flip(flip) for part, flip in zip(output.chunk(len(flips)), flips, strict=True)]).mean(dim=0)
+        torch.stack([part.flip(flip).float() for part, flip in zip(output.chunk(len(flips)), flips, strict=True)]).mean(
+            dim=0
+        )
         for output in outputs
     ]
 
@@ -287,7 +295,8 @@ class StreamingInferer(inferers.SlidingWindowInferer):
     Args:
         args: those of MONAI's. `buffer_steps`, `buffer_dim` and `cache_roi_weight_map` change nothing here: memory is
             bounded and weights are kept in any case.
-        even: see `Settings`.
+        even: see `windows.window_starts`.
+        stretch: see `windows.Layout`.
         mirror_axes: see `Settings`.
         background: see `Settings`.
         bfloat16: let the network compute in bfloat16 where it can. Faster on GPUs, and on CPUs that have instructions
@@ -301,6 +310,7 @@ class StreamingInferer(inferers.SlidingWindowInferer):
         self,
         *args: Any,
         even: bool = False,
+        stretch: float = 1.0,
         mirror_axes: Sequence[int] = (),
         background: Background | None = None,
         bfloat16: bool = False,
@@ -309,6 +319,7 @@ class StreamingInferer(inferers.SlidingWindowInferer):
         super().__init__(*args, **kwargs)
         self.bfloat16 = bfloat16
         self.even = even
+        self.stretch = stretch
         self.mirror_axes = mirror_axes
         self.background = background
 
@@ -344,7 +355,8 @@ class StreamingInferer(inferers.SlidingWindowInferer):
 
 def settings_of(inferer: inferers.SlidingWindowInferer) -> Settings:
     """What MONAI's inferer, or ours, was told."""
-    extra = {name: getattr(inferer, name) for name in ("even", "mirror_axes", "background") if hasattr(inferer, name)}
+    ours = ("even", "stretch", "mirror_axes", "background")
+    extra = {name: getattr(inferer, name) for name in ours if isinstance(inferer, StreamingInferer)}
     return Settings(
         roi_size=inferer.roi_size,
         sw_batch_size=inferer.sw_batch_size,

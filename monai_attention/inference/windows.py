@@ -45,6 +45,9 @@ class Layout:
         roi_size: voxels of a window, one number or one an axis; 0, None or less takes the whole axis.
         overlap: see `window_starts`; one number or one an axis.
         even: see `window_starts`.
+        stretch: an axis of up to so many windows' length is taken by one window of its own length. For networks that
+            take any size: n voxels are computed then, instead of the 2 x `roi_size` or more of two windows, and a
+            window needs up to `stretch` times the memory for each axis.
 
     Attributes:
         roi: voxels of a window.
@@ -61,12 +64,14 @@ class Layout:
         overlap: Sequence[float] | float = 0.25,
         *,
         even: bool = False,
+        stretch: float = 1.0,
     ) -> None:
         dims = len(size)
         overlaps: tuple[float, ...] = ensure_tuple_rep(overlap, dims)
         if any(not 0 <= o < 1 for o in overlaps):
             raise ValueError(f"overlap must be at least 0 and less than 1; got {overlap}")
-        self.roi = tuple(fall_back_tuple(roi_size, size))
+        roi = fall_back_tuple(roi_size, size)
+        self.roi = tuple(n if r < n <= stretch * r else r for n, r in zip(size, roi, strict=True))
         missing = [max(0, r - n) for r, n in zip(self.roi, size, strict=True)]
         self.pads = [(m // 2, m - m // 2) for m in missing]
         self.padded = [n + m for n, m in zip(size, missing, strict=True)]

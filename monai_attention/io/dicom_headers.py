@@ -7,6 +7,7 @@ malformed values is counted, not repeated: such messages quote the values.
 from __future__ import annotations
 
 import logging
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -137,18 +138,23 @@ class Plane:
         return None not in (self.position, self.orientation, self.pixel_spacing)
 
 
+_ONE_AT_A_TIME = threading.RLock()
+"""How warnings are treated belongs to the process: a thread that restores it would lay open another's."""
+
+
 @contextmanager
 def discreet(path: Path) -> Iterator[None]:
     """Keeps pydicom's warnings and log lines to a count, since their text may quote what belongs to the patient."""
     pydicom_logger = logging.getLogger("pydicom")
-    level = pydicom_logger.level
-    pydicom_logger.setLevel(logging.CRITICAL + 1)
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            yield
-    finally:
-        pydicom_logger.setLevel(level)
+    with _ONE_AT_A_TIME:
+        level = pydicom_logger.level
+        pydicom_logger.setLevel(logging.CRITICAL + 1)
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                yield
+        finally:
+            pydicom_logger.setLevel(level)
     if caught:
         logger.debug("%s: pydicom gave %d warnings about malformed values", path, len(caught))
 

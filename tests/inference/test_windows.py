@@ -38,6 +38,11 @@ def test_small_images_are_padded_on_both_sides():
     assert layout.padded == [8, 20]
 
 
+def test_axes_a_little_longer_than_a_window_may_get_one_of_their_own_length():
+    assert Layout((7, 12, 13), 8, stretch=1.5).roi == (8, 12, 8)
+    assert Layout((7, 12, 13), 8, stretch=1.5).starts == [[0], [0], [0, 5]]
+
+
 def test_an_overlap_of_one_is_refused():
     with pytest.raises(ValueError, match="less than 1; got"):
         Layout((5, 20), 8, 1.0)
