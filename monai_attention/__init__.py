@@ -9,6 +9,7 @@ import importlib
 from typing import Any
 
 __version__ = "0.1.0"
+DEFAULT_BUNDLE = "brain_mri_tissue_flexunetr"
 
 _PUBLIC = {
     "FlexSwinUNETR": "monai_attention.networks.flex_swin_unetr",
@@ -22,6 +23,7 @@ _PUBLIC = {
 }
 
 __all__ = [
+    "DEFAULT_BUNDLE",
     "FlexSwinUNETR",
     "FlexUNETR",
     "MBANet",

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from monai_attention import __version__
+from monai_attention import DEFAULT_BUNDLE, __version__
 from monai_attention.errors import Refusal
 
 if TYPE_CHECKING:
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 OK, SOME_REFUSED, WRONG_ARGUMENTS = 0, 1, 2
 """Exit codes."""
-
-DEFAULT_BUNDLE = "brain_mri_tissue_flexunetr"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from monai_attention import bundle_verify, bundles, cli
+from monai_attention import DEFAULT_BUNDLE, bundle_verify, bundles, cli
 from monai_attention.errors import Refusal
 from monai_attention.inference import segment as segmenting
 from monai_attention.io.volume import ReadOptions
@@ -230,10 +230,10 @@ def test_packaged_bundles_are_listed_and_described(capsys):
     assert cli.main(["bundles", "list"]) == 0
     listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
     assert listed == bundles.packaged_names()
-    assert cli.DEFAULT_BUNDLE in listed
-    assert cli.main(["bundles", "info", cli.DEFAULT_BUNDLE]) == 0
+    assert DEFAULT_BUNDLE in listed
+    assert cli.main(["bundles", "info", DEFAULT_BUNDLE]) == 0
     described = capsys.readouterr().out
-    info = bundles.info(cli.DEFAULT_BUNDLE)
+    info = bundles.info(DEFAULT_BUNDLE)
     for said in (info.version, info.task, *info.classes.values(), *info.requirements.modalities):
         assert said in described
 

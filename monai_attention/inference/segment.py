@@ -7,7 +7,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from monai_attention import __version__, bundles
+from monai_attention import DEFAULT_BUNDLE, __version__, bundles
 from monai_attention.errors import Refusal
 from monai_attention.inference import ledger
 from monai_attention.io.cases import Case, find_cases
@@ -28,7 +28,6 @@ from monai_attention.report.tables import write_volumes
 if TYPE_CHECKING:
     from monai_attention.inference.case import Settings
 
-DEFAULT_BUNDLE = "brain_mri_tissue_flexunetr"
 FORMATS = ("nifti", "dicom-seg")
 CASES_AT_A_TIME = 3
 WAIT_SECONDS = 1.0
@@ -195,11 +194,11 @@ def _work_off(
     with bar, ThreadPoolExecutor(run.at_a_time) as pool:
         while pending := [case for case in cases if case.id not in records]:
             before = len(records)
-            todo = [pool.submit(_work_on, case, output / case.id, fingerprints[case.id], run) for case in pending]
+            todo = {pool.submit(_work_on, case, output / case.id, fingerprints[case.id], run): case for case in pending}
             try:
-                for case, future in zip(pending, todo, strict=True):
+                for future in as_completed(todo):
                     if (record := future.result()) is not None:
-                        records[case.id] = record
+                        records[todo[future].id] = record
                         bar.update()
             except BaseException:  # what stops the run, stops it for the other cases as well
                 run.stop()
