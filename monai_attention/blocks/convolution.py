@@ -6,7 +6,10 @@ after; the one here does.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -25,6 +28,8 @@ def channels_last(module: nn.Module) -> None:
 
 
 _LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
+_CHUNK_NUMBERS = 1 << 19
+"""Numbers that are summed at a time: what fits the cache, and few enough for float32."""
 
 
 class InstanceNorm(nn.Module):
@@ -46,9 +51,86 @@ class InstanceNorm(nn.Module):
         """Mean 0 and variance 1 in each sample and channel, then scaled and shifted if there are parameters."""
         if self.training and x[0, 0].numel() == 1:
             raise ValueError(f"expected more than one voxel a channel in training, got shape {tuple(x.shape)}")
-        # Of a single sample, batch normalisation is the same, and torch's keeps the layout.
-        samples = [
-            torch.batch_norm(sample, self.weight, self.bias, None, None, True, 0.0, self.eps, False)
-            for sample in x.split(1)
-        ]
-        return samples[0] if len(samples) == 1 else torch.cat(samples)
+        if x.is_cuda or not x.is_contiguous(memory_format=_LAYOUTS[x.ndim]):
+            return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
+        y = _standardise(x, self.eps)[0]
+        if self.weight is None:
+            return y
+        shape = (1, -1, *[1] * (x.ndim - 2))
+        return torch.addcmul(self.bias.view(shape).to(y.dtype), y, self.weight.view(shape).to(y.dtype))
+
+
+def _chunks(*tensors: Tensor) -> Iterator[list[Tensor]]:
+    """Samples (C, *S), channels last, as pieces of their rows (voxels, C), in float32 at least."""
+    rows = [x.movedim(0, -1).flatten(0, -2) for x in tensors]
+    step = max(1, _CHUNK_NUMBERS // rows[0].shape[1])
+    for first in range(0, len(rows[0]), step):
+        yield [x[first : first + step] for x in rows]
+
+
+def _exact(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+@torch.library.custom_op("monai_attention::standardise", mutates_args=())
+def _standardise(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """(x - mean) x scale for each sample and channel; the means, and the scales, (B, C).
+
+    Torch's batch normalisation keeps this layout too, but sums a whole channel in one float32, and is wrong in the
+    third digit for large images.
+    """
+    y = torch.empty_like(x)
+    means, scales = [], []
+    for sample, result in zip(x, y, strict=True):
+        n = sample[0].numel()
+        mean = sum(_exact(rows).sum(0).double() for (rows,) in _chunks(sample)) / n
+        low = mean.to(_exact(x[:0]).dtype)
+        squares = sum((_exact(rows) - low).square_().sum(0).double() for (rows,) in _chunks(sample)) / n
+        scale = torch.rsqrt(squares - (mean - low).square() + eps).to(low.dtype)
+        for rows, out in _chunks(sample, result):
+            out.copy_((_exact(rows) - low).mul_(scale))
+        means.append(low)
+        scales.append(scale)
+    return y, torch.stack(means), torch.stack(scales)
+
+
+@_standardise.register_fake
+def _(x, eps):  # type: ignore[no-untyped-def]
+    statistics = x.new_empty(x.shape[:2], dtype=torch.promote_types(x.dtype, torch.float32))
+    return torch.empty_like(x), statistics, torch.empty_like(statistics)
+
+
+@torch.library.custom_op("monai_attention::standardise_backward", mutates_args=())
+def _backward(gradient: Tensor, x: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+    """Of the sum of `gradient` times what `_standardise` made of x."""
+    gradient = gradient.contiguous(memory_format=_LAYOUTS[x.ndim])
+    result = torch.empty_like(x)
+    for g, sample, m, s, out in zip(gradient, x, mean, scale, result, strict=True):
+        n = sample[0].numel()
+        common, along = torch.zeros_like(m, dtype=torch.float64), torch.zeros_like(m, dtype=torch.float64)
+        for g_rows, rows in _chunks(g, sample):
+            common += _exact(g_rows).sum(0)
+            along += ((_exact(rows) - m).mul_(s)).mul_(_exact(g_rows)).sum(0)
+        common, along = (common / n).to(m.dtype), (along / n).to(m.dtype)
+        for g_rows, rows, out_rows in _chunks(g, sample, out):
+            normal = (_exact(rows) - m).mul_(s)
+            out_rows.copy_(normal.mul_(-along).add_(_exact(g_rows)).sub_(common).mul_(s))
+    return result
+
+
+@_backward.register_fake
+def _(gradient, x, mean, scale):  # type: ignore[no-untyped-def]
+    return torch.empty_like(x)
+
+
+def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    ctx.save_for_backward(inputs[0], output[1], output[2])
+    ctx.mark_non_differentiable(output[1], output[2])
+
+
+def _differentiate(ctx, gradient, *_):  # type: ignore[no-untyped-def]
+    x, mean, scale = ctx.saved_tensors
+    return _backward(gradient, x, mean, scale), None
+
+
+_standardise.register_autograd(_differentiate, setup_context=_setup_context)

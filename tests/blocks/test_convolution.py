@@ -55,3 +55,36 @@ def test_running_statistics_are_left_alone():
     network = nn.Sequential(nn.InstanceNorm3d(3, track_running_stats=True))
     channels_last(network)
     assert isinstance(network[0], nn.InstanceNorm3d)
+
+
+def test_large_images_are_summed_exactly():
+    x = (torch.randn(1, 3, 96, 96, 96, generator=torch.Generator().manual_seed(0)) + 50).requires_grad_()
+    weights = torch.rand(x.shape, generator=torch.Generator().manual_seed(1))
+    results = []
+    for make, dtype in ((nn.InstanceNorm3d, torch.float64), (channels_last_norm, torch.float32)):
+        x.grad = None
+        laid_out = x.to(dtype).contiguous(memory_format=torch.channels_last_3d)
+        y = make(3)(laid_out)
+        (y * weights).sum().backward()
+        results.append([y.detach().float(), x.grad])
+    torch.testing.assert_close(*results, rtol=1e-5, atol=3e-5)
+
+
+def channels_last_norm(channels):
+    network = nn.Sequential(nn.InstanceNorm3d(channels))
+    channels_last(network)
+    return network
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_gradients_are_torchs(dims):
+    norm = (nn.InstanceNorm2d, nn.InstanceNorm3d)[dims - 2](4)
+    network = nn.Sequential(norm)
+    channels_last(network)
+    layout = {2: torch.channels_last, 3: torch.channels_last_3d}[dims]
+    x = torch.randn(2, 4, *[6] * dims, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_()
+    assert torch.autograd.gradcheck(network, x)
+    torch.testing.assert_close(network(x), norm(x))
+    low = network(x.bfloat16())
+    assert low.dtype == torch.bfloat16
+    torch.testing.assert_close(low.double(), norm(x), rtol=0.02, atol=0.02)
