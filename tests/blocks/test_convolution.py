@@ -76,6 +76,19 @@ def channels_last_norm(channels):
     return network
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_gradients_may_arrive_in_any_layout(layout):
+    """Torch 2.13's own are wrong when they arrive with channels last."""
+    network = nn.Sequential(nn.InstanceNorm2d(3))
+    channels_last(network)
+    x = torch.randn(2, 3, 16, 24, dtype=torch.float64, requires_grad=True)
+    gradient = torch.randn(2, 3, 16, 24, dtype=torch.float64)
+    variance, mean = torch.var_mean(x, (2, 3), correction=0, keepdim=True)
+    (expected,) = torch.autograd.grad((x - mean) * torch.rsqrt(variance + 1e-5), x, gradient)
+    (got,) = torch.autograd.grad(network(x), x, gradient.contiguous(memory_format=layout))
+    torch.testing.assert_close(got, expected)
+
+
 @pytest.mark.parametrize("dims", [2, 3])
 def test_gradients_are_torchs(dims):
     norm = (nn.InstanceNorm2d, nn.InstanceNorm3d)[dims - 2](4)
