@@ -110,7 +110,7 @@ def monais(classes: int, shape: tuple[int, ...], air: float) -> tuple[float, dic
                 Activationsd("pred", softmax=True),
                 Invertd("pred", before, "image", nearest_interp=False),
                 AsDiscreted("pred", argmax=True),
-                SaveImaged("pred", folder, output_dtype="uint8", resample=False, print_log=False),
+                SaveImaged("pred", output_dir=folder, output_dtype="uint8", resample=False, print_log=False),
             ]
         )
         data = after(data)

@@ -19,6 +19,7 @@ from monai_attention.bundles import LoadedBundle
 from monai_attention.errors import Refusal
 from monai_attention.inference.phases import Phases
 from monai_attention.inference.predict import predict
+from monai_attention.inference.sliding_window import is_out_of_memory
 from monai_attention.io import write
 from monai_attention.io.cases import Case
 from monai_attention.io.read import read
@@ -82,19 +83,21 @@ def run_case(case: Case, folder: Path, settings: Settings, *, progress: bool = F
         if refusal.code in ("E-DISK-FULL", "E-READ-ONLY"):
             raise  # the next case could not be written either
         record |= _refused(refusal.code, refusal.message, refusal.path or case.path, refusal.remedy)
-    except MemoryError:
-        message = "there was not enough memory for this case"
-        record |= _refused("E-MEMORY", message, case.path, "crop the image or close other programs")
-    except Exception as error:  # a fault of ours must not stop the other cases; it is reported, not hidden
-        # The text of a foreign error may quote the input, so only those who ask for it see more than the type.
-        logger.error("%s: internal error, %s", case.path, type(error).__name__)
-        logger.debug("%s", case.path, exc_info=True)
-        message = f"internal error: {type(error).__name__}"
-        record |= _refused("E-INTERNAL", message, case.path, "please report it with what --verbose prints")
+    except Exception as error:
+        if is_out_of_memory(error):
+            message = "there was not enough memory for this case"
+            record |= _refused("E-MEMORY", message, case.path, "crop the image or close other programs")
+        else:  # a fault of ours must not stop the other cases; it is reported, not hidden
+            # The text of a foreign error may quote the input, so only those who ask for it see more than the type.
+            logger.error("%s: internal error, %s", case.path, type(error).__name__)
+            logger.debug("%s", case.path, exc_info=True)
+            message = f"internal error: {type(error).__name__}"
+            record |= _refused("E-INTERNAL", message, case.path, "please report it with what --verbose prints")
     if record["verdict"] == "refused":
         for name in OUTPUTS.values():
             (folder / name).unlink(missing_ok=True)  # nothing of an earlier or half-done result stays
-    record["seconds"], record["peak_memory_mb"] = phases.seconds, phases.peak_memory_mb
+    record["seconds"] = {name: round(seconds, 3) for name, seconds in phases.seconds.items()}
+    record["peak_memory_mb"] = {name: round(peak, 1) for name, peak in phases.peak_memory_mb.items()}
     return record
 
 
@@ -105,6 +108,8 @@ def _segment_case(
     with phases.phase("read"):
         volume = read(case.path, options, bundle.requirements, scratch=scratch)
     with settings.network_turn, _window_bar(case.id, progress, settings.stopped) as on_window:
+        if settings.stopped.is_set():
+            raise KeyboardInterrupt
         labels = predict(volume, bundle, phases, max_memory=options.max_memory, on_window=on_window)
     with phases.phase("write"):
         return _write_case(case, folder, settings, volume, labels)

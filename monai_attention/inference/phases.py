@@ -33,8 +33,8 @@ class Phases:
         try:
             yield
         finally:
-            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 3)
-            self.peak_memory_mb[name] = round(self._peak_bytes() / 1e6, 1)
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            self.peak_memory_mb[name] = max(self.peak_memory_mb.get(name, 0.0), self._peak_bytes() / 1e6)
 
     def _peak_bytes(self) -> int:
         if self.device.type == "cuda":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -9,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from monai.inferers import SlidingWindowInferer
+from monai.inferers import SlidingWindowInferer, SlidingWindowInfererAdapt
 from torch import Tensor
 
 from monai_attention.bundles import LoadedBundle
@@ -17,13 +18,16 @@ from monai_attention.errors import Refusal
 from monai_attention.inference.labels import LabelsOnGrid, aligned
 from monai_attention.inference.phases import Phases
 from monai_attention.inference.resample import labels_on_grid, on_orthogonal_grid
-from monai_attention.inference.sliding_window import Settings, settings_of, stream
+from monai_attention.inference.sliding_window import Settings, StreamingInferer, settings_of, stream
 from monai_attention.inference.windows import Layout, sum_bytes
 from monai_attention.io.geometry import is_sheared
 from monai_attention.io.volume import Volume
 
 OnWindow = Callable[[int, int | None], None]
 """Called with the number of windows done and the number in all (None if the inferer does not tell)."""
+
+STREAMED = (SlidingWindowInferer, SlidingWindowInfererAdapt, StreamingInferer)
+"""Inferers whose windows we visit ourselves; their subclasses may mean something else, and are called as they are."""
 
 SUM_BYTES = 1e9
 """What sums of windows keep to if they can, where no limit was given."""
@@ -56,7 +60,7 @@ def predict(
         image, affine = prepare(volume, bundle)
     job = _Job(volume, bundle, image, affine, max_memory)
     on_window = on_window or (lambda done, total: None)
-    if isinstance(bundle.inferer, SlidingWindowInferer) and aligned(affine, volume.affine, volume.shape):
+    if type(bundle.inferer) in STREAMED and aligned(affine, volume.affine, volume.shape):
         return _streamed(job, settings_of(bundle.inferer), phases, on_window)
     job.check_memory(memory_needed(volume.shape, tuple(image.shape[1:]), len(bundle.classes)))
     with phases.phase("network"):
@@ -141,7 +145,7 @@ def _checked(bundle: LoadedBundle, device: torch.device) -> Callable[[Tensor], T
     bfloat16 = getattr(bundle.inferer, "bfloat16", False)
 
     def network(windows: Tensor) -> Tensor:
-        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+        with torch.autocast(device.type, torch.bfloat16) if bfloat16 else contextlib.nullcontext():
             logits = bundle.network(windows.to(device))
         expected = (len(windows), len(bundle.classes), *windows.shape[2:])
         if logits.shape != expected:
@@ -179,4 +183,4 @@ def run_inferer(image: Tensor, bundle: LoadedBundle, device: torch.device, on_wi
 
 def window_count(size: Sequence[int], inferer: object) -> int | None:
     """Windows of a MONAI `SlidingWindowInferer`, or ours, on an image; None for other inferers."""
-    return settings_of(inferer).layout(size).count() if isinstance(inferer, SlidingWindowInferer) else None
+    return settings_of(inferer).layout(size).count() if type(inferer) in STREAMED else None

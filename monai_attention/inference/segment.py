@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -139,10 +139,11 @@ class _Run:
     started: str = field(default_factory=lambda: now())
     done: set[str] = field(default_factory=set)
     loading: threading.Lock = field(default_factory=threading.Lock)
+    stopped: threading.Event = field(default_factory=threading.Event)
 
     @functools.cached_property
     def settings(self) -> Settings:
-        return self.make_settings()
+        return replace(self.make_settings(), stopped=self.stopped)
 
     @property
     def at_a_time(self) -> int:
@@ -151,8 +152,7 @@ class _Run:
 
     def stop(self) -> None:
         """Let cases that are being worked on end at their next window, without a result."""
-        if "settings" in vars(self):
-            self.settings.stopped.set()
+        self.stopped.set()
 
     def accepts(self, record: Mapping[str, Any] | None) -> bool:
         """Whether a finished case stays as it is: refused ones get another chance, but only one in each run."""
@@ -215,6 +215,8 @@ def _work_on(case: Case, folder: Path, fingerprint: str, run: _Run) -> dict[str,
     if not run.accepts(record):
         with run.loading:
             _ = run.settings  # a bundle that cannot be loaded stops the run, not a case
+        if run.stopped.is_set():
+            return None
         record = _claimed(case, folder, fingerprint, run)
     return record
 

@@ -7,6 +7,7 @@ into memory; windows of background may be left out; when memory runs out, smalle
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import logging
@@ -120,7 +121,7 @@ def stream(
 
     Args:
         image: (C, *S), one to three spatial axes; it is not written to.
-        predict: the network; called with at most `sw_batch_size` windows (times mirrored ones).
+        predict: the network; called with at most `sw_batch_size` windows.
         settings: see `Settings`.
         on_window: progress.
 
@@ -138,20 +139,23 @@ def stream(
     windows = _Windows(image, layout, predict, settings)
     results: Iterator[Computed] = windows.compute((x, y, z) for x, y, z in itertools.product(*starts))
     before, first = windows.until_one_is_computed(results)
-    results = itertools.chain(before, results)
-    whole = sum(sum_bytes(len(x), size, roi, starts, whole=True) for x in first) <= settings.sum_bytes
+    results = itertools.chain((before.pop(0) for _ in range(len(before))), results)
+    channels = [len(x) for x in first]
+    del first  # outputs are kept no longer than needed: a batch of them may be large
+    whole = sum(sum_bytes(n, size, roi, starts, whole=True) for n in channels) <= settings.sum_bytes
     weights = compute_importance_map(layout.roi, mode=settings.mode, sigma_scale=settings.sigma_scale)
     sums = []
-    for output in first:
-        unseen = settings.background.logits(len(output)) if settings.background else None
+    for n in channels:
+        unseen = settings.background.logits(n) if settings.background else None
         make = functools.partial(
-            BlendedSum, len(output), size, roi, starts, layout.turn(weights[None])[0], whole=whole, unseen=unseen
+            BlendedSum, n, size, roi, starts, layout.turn(weights[None])[0], whole=whole, unseen=unseen
         )
         sums.append(_where_memory_is(make, settings.sum_device or image.device))
     for row in rows(size, starts, whole=whole):
         for (_, y, z), outputs in itertools.islice(results, len(row.ys) * len(starts[2])):
-            for blended, output in zip(sums, outputs or (), strict=outputs is not None):
-                blended.add(layout.turn(output), y - row.ys[0], z)
+            for i, blended in enumerate(sums if outputs is not None else ()):
+                blended.add(layout.turn(outputs[i]), y - row.ys[0], z)  # type: ignore[index]
+            del outputs
             on_window(layout.count())
         box = layout.box_back((*row.finished, slice(0, size[2])))
         yield [_cropped(box, layout.turn_back(blended.finish(row)), image, layout) for blended in sums]
@@ -261,15 +265,13 @@ class _Windows:
 
 
 def _mirrored(predict: Predict, axes: Sequence[int], windows: Tensor, boxes: list[tuple[slice, ...]]) -> list[Tensor]:
-    """Mean over the windows mirrored along each combination of axes, and mirrored back, all in one batch."""
+    """Mean over the windows mirrored along each combination of axes, and mirrored back; one combination at a time."""
     flips = [[2 + a for a in some] for k in range(len(axes) + 1) for some in itertools.combinations(axes, k)]
-    outputs = predict(torch.cat([windows.flip(flip) for flip in flips]), boxes * len(flips))
-    return [
-        torch.stack([part.flip(flip).float() for part, flip in zip(output.chunk(len(flips)), flips, strict=True)]).mean(
-            dim=0
-        )
-        for output in outputs
-    ]
+    sums: list[Tensor] = []
+    for flip in flips:
+        outputs = [output.flip(flip).float() for output in predict(windows.flip(flip), boxes)]
+        sums = [total.add_(output) for total, output in zip(sums, outputs, strict=True)] if sums else outputs
+    return [total.div_(len(flips)) for total in sums]
 
 
 def _where_memory_is(make: Callable[..., BlendedSum], device: torch.device | str) -> BlendedSum:
@@ -285,8 +287,10 @@ def _where_memory_is(make: Callable[..., BlendedSum], device: torch.device | str
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on a device or on the CPU."""
-    known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-    return known or "can't allocate memory" in str(error) or "not enough memory" in str(error)
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    texts = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
 
 
 class StreamingInferer(inferers.SlidingWindowInferer):
@@ -303,7 +307,8 @@ class StreamingInferer(inferers.SlidingWindowInferer):
             for it; much slower on others.
         kwargs: those of MONAI's.
 
-    Outputs of the network may be a tensor, a sequence or a dictionary of tensors, each as large as its window.
+    Outputs of the network may be a tensor, a sequence or a dictionary of tensors, each as large as its window. There
+    are no gradients, whatever the caller's mode.
     """
 
     def __init__(
@@ -325,7 +330,12 @@ class StreamingInferer(inferers.SlidingWindowInferer):
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Outputs of the network on images (B, C, *S), blended: its structure, each tensor (B, channels, *S)."""
+        if "condition" in kwargs:
+            raise ValueError("condition is not supported here; use MONAI's SlidingWindowInferer")
+        for needless in ("buffer_steps", "buffer_dim"):
+            kwargs.pop(needless, None)
         settings = settings_of(self)
+        settings = replace(settings, sum_device=kwargs.pop("device", settings.sum_device))
         if settings.sum_device is None and self.cpu_thresh is not None and inputs.shape[2:].numel() > self.cpu_thresh:
             settings = replace(settings, sum_device="cpu")
         computing = torch.device(self.sw_device or inputs.device)
@@ -334,7 +344,7 @@ class StreamingInferer(inferers.SlidingWindowInferer):
         def predict(windows: Tensor, boxes: list[tuple[slice, ...]]) -> list[Tensor]:
             nonlocal structure
             where = [[slice(i, i + 1), slice(None), *box] for box in boxes]
-            with torch.autocast(computing.type, torch.bfloat16, enabled=self.bfloat16):
+            with torch.autocast(computing.type, torch.bfloat16) if self.bfloat16 else contextlib.nullcontext():
                 outputs = network(windows.to(computing), *([where] if self.with_coord else []), *args, **kwargs)
             tensors, structure = tree_flatten(outputs)
             return tensors

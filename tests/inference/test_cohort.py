@@ -3,6 +3,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 
 from monai_attention.inference import case as case_module
 from monai_attention.inference.segment import segment
@@ -41,6 +42,31 @@ def test_the_next_case_is_read_while_one_is_on_the_device(tmp_path, bundle, monk
     results = segment(tmp_path / "in", tmp_path / "out", bundle=bundle, options=options)
     assert [r.verdict for r in results] == ["ok", "ok"]
     assert waited == [max_memory is None, True]
+
+
+def test_an_interrupt_while_the_bundle_loads_ends_all_cases(tmp_path, bundle, monkeypatch):
+    (tmp_path / "in").mkdir()
+    for name in ("a", "b", "c"):
+        write_nifti(tmp_path / f"in/{name}.nii", ball((30, 30, 30), np.eye(4))[0], np.eye(4))
+
+    def load(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("monai_attention.inference.segment._settings", load)
+    with pytest.raises(KeyboardInterrupt):
+        segment(tmp_path / "in", tmp_path / "out", bundle=bundle)
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+
+
+def test_out_of_memory_after_the_network_is_told_as_that(tmp_path, bundle, monkeypatch):
+    path = write_nifti(tmp_path / "a.nii", ball((30, 30, 30), np.eye(4))[0], np.eye(4))
+
+    def add(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("monai_attention.inference.labels.LabelsOnGrid.add", add)
+    (result,) = segment(path, tmp_path / "out", bundle=bundle)
+    assert (result.verdict, result.code) == ("refused", "E-MEMORY")
 
 
 def test_an_interrupt_ends_all_cases_without_half_a_result(tmp_path, bundle, monkeypatch, caplog):

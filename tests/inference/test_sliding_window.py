@@ -1,4 +1,5 @@
 import logging
+import weakref
 
 import pytest
 import torch
@@ -148,6 +149,34 @@ def test_the_network_may_compute_in_bfloat16():
     assert seen[0].dtype == torch.bfloat16
     assert result.dtype == torch.float32
     torch.testing.assert_close(result, StreamingInferer((8, 8), 4)(image, layer), rtol=0.02, atol=0.02)
+
+
+def test_the_callers_autocast_stays_on():
+    layer, seen = nn.Conv2d(1, 2, 3, padding=1), []
+    with torch.autocast("cpu", torch.bfloat16):
+        StreamingInferer((8, 8), 4)(torch.randn(1, 1, 20, 20), lambda x: seen.append(layer(x)) or seen[-1])
+    assert seen[0].dtype == torch.bfloat16
+
+
+def test_outputs_are_kept_no_longer_than_needed():
+    alive, made = [], []
+
+    def network(windows, _):
+        alive.append(sum(reference() is not None for reference in made))
+        output = windows + 1
+        made.append(weakref.ref(output))
+        return [output]
+
+    list(stream(torch.zeros(1, 8, 80), network, Settings(8, 2, 0)))
+    assert alive == [0] * 5
+
+
+def test_what_monais_inferer_takes_when_it_is_called():
+    image = torch.randn(1, 1, 20, 20)
+    result = StreamingInferer((8, 8), 4)(image, nn.Identity(), device="cpu", buffer_steps=2, buffer_dim=0)
+    torch.testing.assert_close(result, image)
+    with pytest.raises(ValueError, match="condition is not supported"):
+        StreamingInferer((8, 8), 4)(image, nn.Identity(), condition=image)
 
 
 def test_windows_of_background_are_not_computed():
