@@ -29,9 +29,6 @@ OnWindow = Callable[[int, int | None], None]
 STREAMED = (SlidingWindowInferer, SlidingWindowInfererAdapt, StreamingInferer)
 """Inferers whose windows we visit ourselves; their subclasses may mean something else, and are called as they are."""
 
-SUM_BYTES = 1e9
-"""What sums of windows keep to if they can, where no limit was given."""
-
 
 def predict(
     volume: Volume,
@@ -99,7 +96,7 @@ def _streamed(job: _Job, settings: Settings, phases: Phases, on_window: OnWindow
     settings = replace(
         settings,
         sum_device=settings.sum_device or phases.device,
-        sum_bytes=SUM_BYTES if job.max_memory is None else (job.max_memory - given) / 2,
+        sum_bytes=settings.sum_bytes if job.max_memory is None else (job.max_memory - given) / 2,
     )
     done = itertools.count(1)
     network = _checked(job.bundle, phases.device)

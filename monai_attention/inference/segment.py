@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("nifti", "dicom-seg")
 CASES_AT_A_TIME = 3
+"""One that is read, one on the device, one that is written."""
 WAIT_SECONDS = 1.0
 """Pause between looks at cases that another process is working on."""
 

@@ -43,8 +43,6 @@ def test_pieces_give_the_labels_of_the_whole(grid, shape, sum_bytes):
     got = streamed(logits, affine, affine @ to_source, target_shape, sum_bytes=sum_bytes)
     expected = labels_on_grid(logits.clone(), affine, affine @ to_source, target_shape)
     assert (got != expected).mean() <= 0.02  # ties, and coordinates on the edge, to rounding
-    if got.size > 100:
-        assert (got == expected).mean() > 0.98
 
 
 def test_a_class_that_is_never_first_at_a_voxel_may_win_between_two():
