@@ -57,6 +57,7 @@ def segment(options: argparse.Namespace) -> int:
         device=options.device,
         options=_read_options(options),
         formats=options.format,
+        uncertainty=options.uncertainty,
         overwrite=options.overwrite,
         part=options.part,
         trust_bundle=options.trust_bundle,
@@ -182,10 +183,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_inputs(one)
     one.add_argument("-o", "--output", required=True, help="folder for the results; finished cases there are kept")
     one.add_argument("--bundle", default=DEFAULT_BUNDLE, help="name, folder or zip (default: %(default)s)")
-    one.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
+    one.add_argument("--device", help="cpu, cuda, or several: cuda:0,cuda:1 (default: cuda if there is one)")
     one.add_argument(
         "--format", type=_formats, default=("nifti",), help="nifti, dicom-seg or both with a comma (default: nifti)"
     )
+    one.add_argument("--uncertainty", action="store_true", help="also write how unsure the network is of each voxel")
     one.add_argument("--overwrite", action="store_true", help="do finished cases again")
     one.add_argument("--part", type=_part, default=(1, 1), metavar="i/n", help="only the i-th of n parts of the cases")
     one.add_argument("--trust-bundle", action="store_true", help="run whatever code the bundle's configuration names")

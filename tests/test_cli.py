@@ -164,8 +164,8 @@ def test_check_compares_with_a_bundle(image, monkeypatch, capsys):
 def test_segment_passes_on_what_was_typed(calls):
     typed = (
         "segment a.nii b/ -o out --bundle mine.zip --device cpu --format nifti,dicom-seg --overwrite --part 2/8 "
-        "--trust-bundle --set inferer::overlap=0.5 --set network_def::depth=[1,2] --series 1.2.3 --allow-gaps "
-        "--affine qform --volume 0 --max-memory 1.5GB"
+        "--uncertainty --trust-bundle --set inferer::overlap=0.5 --set network_def::depth=[1,2] --series 1.2.3 "
+        "--allow-gaps --affine qform --volume 0 --max-memory 1.5GB"
     )
     assert cli.main(typed.split()) == 0
     ((inputs, output), options) = calls[0]
@@ -175,6 +175,7 @@ def test_segment_passes_on_what_was_typed(calls):
         "device": "cpu",
         "options": ReadOptions("1.2.3", allow_gaps=True, affine="qform", volume=0, max_memory=1_500_000_000),
         "formats": ("nifti", "dicom-seg"),
+        "uncertainty": True,
         "overwrite": True,
         "part": (2, 8),
         "trust_bundle": True,

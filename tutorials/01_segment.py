@@ -78,7 +78,20 @@ print(json.dumps({key: record[key] for key in ("verdict", "geometry", "seconds",
 print("look at", work / "out" / "report.html")
 
 # %% [markdown]
-# ## 6. Run it again
+# ## 6. Where is the network unsure?
+# With `uncertainty=True` (`--uncertainty`) each case also gets `entropy.nii.gz`: 0 where one class has all of the
+# probability, 1 where all classes have the same. It orders voxels by how much they deserve a look; of mistakes made with
+# conviction it knows nothing.
+
+# %%
+(unsure,) = monai_attention.segment(head, work / "unsure", uncertainty=True)
+entropy = nibabel.load(unsure.outputs["entropy"]).get_fdata()
+border = np.abs(np.gradient(np.asarray(labels.dataobj, float))).max(axis=0) > 0
+print(f"mean entropy at borders {entropy[border].mean():.2f}, elsewhere {entropy[~border].mean():.2f}")
+assert entropy[border].mean() > entropy[~border].mean()
+
+# %% [markdown]
+# ## 7. Run it again
 # Finished cases are kept; only the refused one is tried again. So an interrupted cohort goes on where it stopped.
 
 # %%

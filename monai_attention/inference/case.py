@@ -5,21 +5,21 @@ from __future__ import annotations
 import logging
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from monai_attention.bundles import LoadedBundle
 from monai_attention.errors import Refusal
 from monai_attention.inference.phases import Phases
-from monai_attention.inference.predict import predict
-from monai_attention.inference.sliding_window import is_out_of_memory
+from monai_attention.inference.predict import Prediction, predict
+from monai_attention.inference.window_batches import is_out_of_memory
 from monai_attention.io import write
 from monai_attention.io.cases import Case
 from monai_attention.io.read import read
@@ -36,6 +36,8 @@ OUTPUTS = {
     "volumes": "volumes.csv",
     "preview": "preview.png",
     "dicom_seg": "labels.dcm",
+    "entropy": "entropy.nii.gz",
+    "disagreement": "disagreement.nii.gz",
 }
 """Files of a case by kind."""
 
@@ -49,6 +51,8 @@ class Settings:
         device: where the network runs.
         options: choices about inputs that cannot be read unambiguously.
         formats: see `monai_attention.inference.segment.segment`.
+        uncertainty: see `monai_attention.inference.predict.predict`.
+        replicas: of the network, see there.
         overrides: of the bundle's settings, for the record.
         network_turn: held by the case whose turn it is on the device; meanwhile others are read and written.
         stopped: set when no more results are wanted.
@@ -58,6 +62,8 @@ class Settings:
     device: torch.device
     options: ReadOptions
     formats: tuple[str, ...] = ("nifti",)
+    uncertainty: bool = False
+    replicas: Sequence[tuple[nn.Module, torch.device]] = ()
     overrides: Mapping[str, Any] = field(default_factory=dict)
     network_turn: threading.Lock = field(default_factory=threading.Lock)
     stopped: threading.Event = field(default_factory=threading.Event)
@@ -72,7 +78,7 @@ def run_case(case: Case, folder: Path, settings: Settings, *, progress: bool = F
     bundle, phases = settings.bundle, Phases(settings.device)
     record: dict[str, Any] = {
         "case_id": case.id,
-        "device": str(phases.device),
+        "device": ", ".join(str(device) for device in (phases.device, *(other for _, other in settings.replicas))),
         "bundle": {"name": bundle.name, "version": bundle.version, "weights_sha256": bundle.weights_sha256},
         "parameters": {"formats": list(settings.formats), "overrides": dict(settings.overrides)},
     }
@@ -93,9 +99,8 @@ def run_case(case: Case, folder: Path, settings: Settings, *, progress: bool = F
             logger.debug("%s", case.path, exc_info=True)
             message = f"internal error: {type(error).__name__}"
             record |= _refused("E-INTERNAL", message, case.path, "please report it with what --verbose prints")
-    if record["verdict"] == "refused":
-        for name in OUTPUTS.values():
-            (folder / name).unlink(missing_ok=True)  # nothing of an earlier or half-done result stays
+    for name in set(OUTPUTS.values()) - set(record.get("outputs", {}).values()):
+        (folder / name).unlink(missing_ok=True)  # nothing of an earlier or half-done result stays
     record["seconds"] = {name: round(seconds, 3) for name, seconds in phases.seconds.items()}
     record["peak_memory_mb"] = {name: round(peak, 1) for name, peak in phases.peak_memory_mb.items()}
     return record
@@ -110,14 +115,22 @@ def _segment_case(
     with settings.network_turn, _window_bar(case.id, progress, settings.stopped) as on_window:
         if settings.stopped.is_set():
             raise KeyboardInterrupt
-        labels = predict(volume, bundle, phases, max_memory=options.max_memory, on_window=on_window)
+        prediction = predict(
+            volume,
+            bundle,
+            phases,
+            replicas=settings.replicas,
+            uncertainty=settings.uncertainty,
+            max_memory=options.max_memory,
+            on_window=on_window,
+        )
     with phases.phase("write"):
-        return _write_case(case, folder, settings, volume, labels)
+        return _write_case(case, folder, settings, volume, prediction)
 
 
-def _write_case(case: Case, folder: Path, settings: Settings, volume: Volume, labels: np.ndarray) -> dict[str, Any]:
+def _write_case(case: Case, folder: Path, settings: Settings, volume: Volume, prediction: Prediction) -> dict[str, Any]:
     """Write the outputs of a case; the part of its record that they fill."""
-    bundle = settings.bundle
+    bundle, labels = settings.bundle, prediction.labels
     kinds = ["labels", "classes", "volumes", "preview"]
     volumes = measure(labels, volume.affine, bundle.classes)
     notes = [*volume.notes, *_doubts({name: found["ml"] for name, found in volumes.items()}, bundle.plausible_ml)]
@@ -125,6 +138,9 @@ def _write_case(case: Case, folder: Path, settings: Settings, volume: Volume, la
     write.write_json(folder / OUTPUTS["classes"], {str(label): name for label, name in bundle.classes.items()})
     write_volumes(folder / OUTPUTS["volumes"], [{"case_id": case.id, "volumes": volumes}])
     write_preview(folder / OUTPUTS["preview"], preview(volume.array[0], labels, volume.affine, bundle.classes))
+    for kind, found in prediction.maps.items():
+        write.write_map(folder / OUTPUTS[kind], found, volume.affine)
+        kinds.append(kind)
     if "dicom-seg" in settings.formats:
         if volume.slice_files:
             from monai_attention.io.dicom_seg import Segment, write_segmentation

@@ -1,7 +1,8 @@
 """From finished pieces of logits on the network's grid to labels on the volume's, without ever holding all of either.
 
 Probabilities are interpolated, not labels, so borders come out smooth at the volume's resolution. This is done class by
-class for small parts of the volume, and for those classes only that could win there.
+class for small parts of the volume, and for those classes only that could win there; on the device that holds the
+pieces, so that nothing but labels leaves it.
 
 Affines map voxel index -> RAS mm. Grids are aligned if one is the other flipped, permuted, scaled and moved.
 """
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from monai_attention.inference.sliding_window import Piece
+from monai_attention.inference.uncertainty import entropy
 
 PART_VOXELS = 2**19
 """Voxels of the volume that are labelled at a time: what fits the cache."""
@@ -30,10 +32,12 @@ class LabelsOnGrid:
         affine: its affine.
         target_affine: affine of the volume, aligned with it.
         target_shape: voxels of the volume.
+        maps: names of the maps wanted: none; `entropy`, of the probabilities; or this and others, which pieces bring.
 
     Attributes:
         labels: uint8, shape `target_shape`; 0 where the volume is outside the network's grid by more than a voxel (a
             grid made by rounding the field of view may end that far inside it).
+        maps: by name, float32, shape `target_shape`, interpolated from the network's grid; 0 outside as well.
     """
 
     def __init__(
@@ -43,27 +47,40 @@ class LabelsOnGrid:
         affine: np.ndarray,
         target_affine: np.ndarray,
         target_shape: Sequence[int],
+        *,
+        maps: Sequence[str] = (),
     ) -> None:
         to_source = np.linalg.inv(affine) @ target_affine
         self.targets = [int(np.argmax(np.abs(to_source[axis, :3]))) for axis in order]
         self.shape = [shape[axis] for axis in order]
         self.order = order
         self.labels = np.zeros(tuple(target_shape), np.uint8)
-        # With axes in the order of pieces; a view, so that writing to it fills the labels.
+        self.maps = {name: np.zeros(tuple(target_shape), np.float32) for name in maps}
+        # With axes in the order of pieces; views, so that writing to them fills the labels and maps.
         self.turned = torch.from_numpy(self.labels).permute(*self.targets)
+        self.turned_maps = [torch.from_numpy(found).permute(*self.targets) for found in self.maps.values()]
         self.coordinates = [
             torch.from_numpy(to_source[axis, target] * np.arange(target_shape[target]) + to_source[axis, 3])
             for axis, target in zip(order, self.targets, strict=True)
         ]
         self.halo = _Halo(self.shape)
 
-    def add(self, piece: Piece) -> None:
-        """Label the part of the volume that this piece, and the ones before it, decide."""
-        values = piece.values.permute(0, *(1 + axis for axis in self.order)).softmax(dim=0).cpu()
+    def add(self, piece: Piece, *further: Piece) -> None:
+        """Label the part of the volume that this piece, and the ones before it, decide.
+
+        Args:
+            piece: logits.
+            further: the maps after the first one, one channel each.
+        """
+        values = piece.values.softmax(dim=0)
+        if self.maps:
+            values = torch.cat([values, entropy(values, dim=0)[None], *(other.values for other in further)])
+        values = values.permute(0, *(1 + axis for axis in self.order))
         box = [piece.box[axis] for axis in self.order]
         start, values = self.halo.extend(box, values)
-        least = 1 / len(values) - 1e-6  # of the winner, for probabilities add up to 1
-        could_win = [c for c, most in enumerate(values.amax(dim=(1, 2, 3)).tolist()) if most >= least]
+        most = values[: len(values) - len(self.maps)].amax(dim=(1, 2, 3)).tolist()
+        least = 1 / len(most) - 1e-6  # of the winner, for probabilities add up to 1
+        could_win = [c for c, highest in enumerate(most) if highest >= least]
         places = []
         for coordinate, part, first, n in zip(self.coordinates, box, start, self.shape, strict=True):
             low = -math.inf if part.start == 0 else part.start - 1
@@ -82,14 +99,21 @@ class LabelsOnGrid:
             some, at = rows[first : first + step], x[first : first + step]
             low, high = int(at[0].floor()), int(at[-1].floor())
             low, high = min(low, high), max(low, high)
-            near = values[:, low : high + 2]
-            probabilities = ((c, _at(_at(_at(near[c], z, 2), y, 1), at - low, 0)) for c in could_win)
+            near = values[:, low : high + 2].unbind()
+
+            def there(channel: Tensor, x: Tensor = at - low) -> Tensor:
+                return _at(_at(_at(channel, z, 2), y, 1), x, 0)
+
+            probabilities = ((c, there(near[c])) for c in could_win)
             winner, best = next(probabilities)
-            label = torch.full(best.shape, winner, dtype=torch.uint8)
+            label = torch.full(best.shape, winner, dtype=torch.uint8, device=best.device)
             for c, probability in probabilities:
                 label.masked_fill_(probability > best, c)
                 best = torch.maximum(best, probability)
-            self.turned[_between(some), _between(columns), _between(depths)] = label
+            place = (_between(some), _between(columns), _between(depths))
+            self.turned[place] = label.cpu()
+            for turned, channel in zip(self.turned_maps, near[len(near) - len(self.maps) :], strict=True):
+                turned[place] = there(channel).cpu()
 
 
 def aligned(affine: np.ndarray, target_affine: np.ndarray, target_shape: Sequence[int]) -> bool:
@@ -131,15 +155,16 @@ class _Halo:
 
 
 def _at(values: Tensor, coordinates: Tensor, axis: int) -> Tensor:
-    """Values at coordinates along an axis, interpolated linearly."""
+    """Values at coordinates along an axis, which are on the CPU, interpolated linearly."""
     low = coordinates.floor()
-    weight = (coordinates - low).to(values.dtype)
+    weight = coordinates - low
     index = low.long()
+    before = values.index_select(axis, index.to(values.device))
     if not weight.any():
-        return values.index_select(axis, index)
-    after = (index + 1).clamp(max=values.shape[axis] - 1)
+        return before
+    after = (index + 1).clamp(max=values.shape[axis] - 1).to(values.device)
     shape = [-1 if a == axis else 1 for a in range(values.ndim)]
-    return torch.lerp(values.index_select(axis, index), values.index_select(axis, after), weight.view(shape))
+    return torch.lerp(before, values.index_select(axis, after), weight.view(shape).to(values))
 
 
 def _between(indices: Tensor) -> slice:

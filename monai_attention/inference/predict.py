@@ -5,20 +5,23 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from monai.inferers import SlidingWindowInferer, SlidingWindowInfererAdapt
-from torch import Tensor
+from torch import Tensor, nn
 
 from monai_attention.bundles import LoadedBundle
 from monai_attention.errors import Refusal
 from monai_attention.inference.labels import LabelsOnGrid, aligned
 from monai_attention.inference.phases import Phases
-from monai_attention.inference.resample import labels_on_grid, on_orthogonal_grid
-from monai_attention.inference.sliding_window import Settings, StreamingInferer, settings_of, stream
+from monai_attention.inference.resample import labels_on_grid, map_on_grid, on_orthogonal_grid
+from monai_attention.inference.sliding_window import Piece, StreamingInferer, assembled, settings_of, stream
+from monai_attention.inference.uncertainty import entropy
+from monai_attention.inference.window_batches import Predict, is_out_of_memory
 from monai_attention.inference.windows import Layout, sum_bytes
 from monai_attention.io.geometry import is_sheared
 from monai_attention.io.volume import Volume
@@ -30,40 +33,55 @@ STREAMED = (SlidingWindowInferer, SlidingWindowInfererAdapt, StreamingInferer)
 """Inferers whose windows we visit ourselves; their subclasses may mean something else, and are called as they are."""
 
 
+class Prediction(NamedTuple):
+    """What was found.
+
+    Args:
+        labels: uint8, shape of the volume, on its grid.
+        maps: by name, float32, same shape, from 0 (sure) to 1, see `uncertainty`.
+    """
+
+    labels: np.ndarray
+    maps: Mapping[str, np.ndarray]
+
+
 def predict(
     volume: Volume,
     bundle: LoadedBundle,
     phases: Phases,
     *,
+    replicas: Sequence[tuple[nn.Module, torch.device]] = (),
+    uncertainty: bool = False,
     max_memory: int | None = None,
     on_window: OnWindow | None = None,
-) -> np.ndarray:
+) -> Prediction:
     """Label every voxel of a volume.
 
     Args:
         volume: as the gate let it in.
         bundle: its network is on `phases.device`.
         phases: keeps the time of `prepare`, `network` and `labels`.
+        replicas: of the network on further devices, which take their share of sliding windows.
+        uncertainty: also give the map `entropy`, and `disagreement` if the bundle's inferer mirrors windows.
         max_memory: bytes; a volume whose logits would need more is refused before the network runs.
         on_window: progress.
-
-    Returns:
-        uint8, shape `volume.shape`, on the volume's grid.
 
     Raises:
         Refusal: `E-MEMORY`, `E-RESULT`, `E-BUNDLE-CONFIG`.
     """
     with phases.phase("prepare"):
         image, affine = prepare(volume, bundle)
-    job = _Job(volume, bundle, image, affine, max_memory)
+    job = _Job(volume, bundle, image, affine, uncertainty, max_memory)
     on_window = on_window or (lambda done, total: None)
-    if type(bundle.inferer) in STREAMED and aligned(affine, volume.affine, volume.shape):
-        return _streamed(job, settings_of(bundle.inferer), phases, on_window)
+    if type(bundle.inferer) in STREAMED:
+        networks = [(bundle.network, phases.device), *replicas]
+        predicts = [_predict(bundle, network, device) for network, device in networks]
+        return _streamed(job, predicts, phases, on_window)
     job.check_memory(memory_needed(volume.shape, tuple(image.shape[1:]), len(bundle.classes)))
     with phases.phase("network"):
         logits = run_inferer(image, bundle, phases.device, on_window)
     with phases.phase("labels"):
-        return labels_on_grid(logits, affine, volume.affine, volume.shape)
+        return _on_the_volumes_grid(job, logits)
 
 
 @dataclass(frozen=True)
@@ -74,43 +92,94 @@ class _Job:
     bundle: LoadedBundle
     image: Tensor
     affine: np.ndarray
+    uncertainty: bool
     max_memory: int | None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Voxels of the network's grid."""
+        return tuple(self.image.shape[1:])
 
     def check_memory(self, needed: int) -> None:
         """Refuse what would not fit."""
         if self.max_memory is not None and needed > self.max_memory:
             raise Refusal(
                 "E-MEMORY",
-                f"{len(self.bundle.classes)} classes on {' x '.join(map(str, self.image.shape[1:]))} voxels need about "
+                f"{len(self.bundle.classes)} classes on {' x '.join(map(str, self.shape))} voxels need about "
                 f"{needed / 1e9:.1f} GB, {self.max_memory / 1e9:.1f} GB are allowed",
                 path=self.volume.source,
                 remedy="allow more with --max-memory, crop the image, or use a bundle with fewer classes",
             )
 
 
-def _streamed(job: _Job, settings: Settings, phases: Phases, on_window: OnWindow) -> np.ndarray:
+def _streamed(job: _Job, predicts: Sequence[Predict], phases: Phases, on_window: OnWindow) -> Prediction:
     """Labels from pieces that leave the sliding windows as soon as they are finished."""
-    layout = settings.layout(job.image.shape[1:])
-    given = memory_needed(job.volume.shape, job.image.shape[1:], 0)
-    job.check_memory(given + streaming_memory(len(job.bundle.classes), layout, whole=False))
+    settings, classes = settings_of(job.bundle.inferer), len(job.bundle.classes)
+    maps = ["entropy", "disagreement"] if settings.mirror_axes else ["entropy"]
+    maps = maps if job.uncertainty else []
+    straight = aligned(job.affine, job.volume.affine, job.volume.shape)
+    layout = settings.layout(job.shape)
+    given = memory_needed(job.volume.shape, job.shape, 0 if straight else classes + len(maps))
+    given += 4 * len(maps) * math.prod(job.volume.shape)
+    job.check_memory(given + streaming_memory(classes + len(maps), layout, whole=False))
     settings = replace(
         settings,
-        sum_device=settings.sum_device or phases.device,
+        disagreement="disagreement" in maps,
         sum_bytes=settings.sum_bytes if job.max_memory is None else (job.max_memory - given) / 2,
     )
+    held = max(settings.sum_bytes, streaming_memory(classes + len(maps), layout, whole=False))
+    settings = replace(settings, sum_device=settings.sum_device or _roomy(phases.device, 2 * held))
     done = itertools.count(1)
-    network = _checked(job.bundle, phases.device)
-    pieces = stream(
-        job.image, lambda windows, _: [network(windows)], settings, lambda total: on_window(next(done), total)
-    )
-    labels = LabelsOnGrid(layout.order, job.image.shape[1:], job.affine, job.volume.affine, job.volume.shape)
+    image = _moved(job.image, phases.device)
+    pieces = stream(image, predicts, settings, lambda total: on_window(next(done), total))
+    if straight:
+        labels = LabelsOnGrid(layout.order, job.shape, job.affine, job.volume.affine, job.volume.shape, maps=maps)
+        for found in _timed(pieces, phases):
+            with phases.phase("labels"):
+                labels.add(*found)
+        return Prediction(labels.labels, labels.maps)
+    with phases.phase("network"):
+        logits, *further = assembled(pieces)
+    with phases.phase("labels"):
+        return _on_the_volumes_grid(job, logits, *further)
+
+
+def _timed(pieces: Iterator[list[Piece]], phases: Phases) -> Iterator[list[Piece]]:
+    """The same, and the time they take to come."""
     while True:
         with phases.phase("network"):
-            piece = next(pieces, None)
-        if piece is None:
-            return labels.labels
-        with phases.phase("labels"):
-            labels.add(piece[0])
+            found = next(pieces, None)
+        if found is None:
+            return
+        yield found
+
+
+def _on_the_volumes_grid(job: _Job, logits: Tensor, *further: Tensor) -> Prediction:
+    """Labels and maps from whole logits (classes, *S), which are overwritten, and whole further maps (1, *S)."""
+    volume = job.volume
+    labels = labels_on_grid(logits, job.affine, volume.affine, volume.shape)  # logits are probabilities from here on
+    if not job.uncertainty:
+        return Prediction(labels, {})
+    names = ("entropy", "disagreement")[: 1 + len(further)]
+    maps = map_on_grid(torch.cat([entropy(logits, dim=0)[None], *further]), job.affine, volume.affine, volume.shape)
+    return Prediction(labels, dict(zip(names, maps, strict=True)))
+
+
+def _roomy(device: torch.device, needed: float) -> torch.device:
+    """The device, or the CPU if so many bytes are not free there for sums, and labels made of them."""
+    if device.type == "cuda" and torch.cuda.mem_get_info(device)[0] < needed:
+        return torch.device("cpu")
+    return device
+
+
+def _moved(image: Tensor, device: torch.device) -> Tensor:
+    """An image on the device, so that no window has to be copied there, or as it is where there is no room for it."""
+    try:
+        return image.to(device)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return image
 
 
 def prepare(volume: Volume, bundle: LoadedBundle) -> tuple[Tensor, np.ndarray]:
@@ -136,14 +205,13 @@ def streaming_memory(classes: int, layout: Layout, *, whole: bool) -> int:
     return 2 * sum_bytes(classes, size, roi, starts, whole=whole) + 4 * classes * size[1] * size[2]
 
 
-def _checked(bundle: LoadedBundle, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """The bundle's network, of which nothing is believed that cannot be."""
-
+def _predict(bundle: LoadedBundle, network: nn.Module, device: torch.device) -> Predict:
+    """Windows -> logits by the bundle's network, or its replica, of which nothing is believed that cannot be."""
     bfloat16 = getattr(bundle.inferer, "bfloat16", False)
 
-    def network(windows: Tensor) -> Tensor:
+    def predict(windows: Tensor, _: Sequence[tuple[slice, ...]]) -> list[Tensor]:
         with torch.autocast(device.type, torch.bfloat16) if bfloat16 else contextlib.nullcontext():
-            logits = bundle.network(windows.to(device))
+            logits = network(windows.to(device))
         expected = (len(windows), len(bundle.classes), *windows.shape[2:])
         if logits.shape != expected:
             raise Refusal(
@@ -157,27 +225,22 @@ def _checked(bundle: LoadedBundle, device: torch.device) -> Callable[[Tensor], T
                 "the network's output holds NaN or infinity",
                 remedy="compare the image's intensities with the bundle's card; if they fit, tell its authors",
             )
-        return logits
+        return [logits]
 
-    return network
+    return predict
 
 
 @torch.no_grad()
 def run_inferer(image: Tensor, bundle: LoadedBundle, device: torch.device, on_window: OnWindow) -> Tensor:
-    """Logits (classes, *S) of an image (C, *S), by the bundle's inferer."""
-    total, done = window_count(image.shape[1:], bundle.inferer), 0
-    checked = _checked(bundle, device)
+    """Logits (classes, *S) of an image (C, *S), by an inferer that we know nothing about."""
+    done = 0
+    predict = _predict(bundle, bundle.network, device)
 
     def network(windows: Tensor) -> Tensor:
         nonlocal done
-        logits = checked(windows)
+        (logits,) = predict(windows, [])
         done += len(windows)
-        on_window(done, total)
+        on_window(done, None)
         return logits
 
     return bundle.inferer(image[None].to(device), network)[0].float()
-
-
-def window_count(size: Sequence[int], inferer: object) -> int | None:
-    """Windows of a MONAI `SlidingWindowInferer`, or ours, on an image; None for other inferers."""
-    return settings_of(inferer).layout(size).count() if type(inferer) in STREAMED else None

@@ -71,6 +71,21 @@ def labels_on_grid(
     return labels
 
 
+def map_on_grid(
+    values: Tensor, affine: np.ndarray, target_affine: np.ndarray, target_shape: Sequence[int]
+) -> np.ndarray:
+    """Values (C, *S) interpolated at every voxel of another grid, 0 outside theirs: float32, shape (C, *target_shape).
+
+    See `labels_on_grid`.
+    """
+    result = np.empty((len(values), *target_shape), np.float32)
+    for part, piece in slabs_on_grid(values, affine, target_affine, target_shape):
+        result[:, part] = piece.cpu().numpy()
+    for channel in result:
+        _clear_outside(channel, np.linalg.inv(affine) @ target_affine, values.shape[1:], tolerance=1.0)
+    return result
+
+
 def orthogonal_grid(affine: np.ndarray, shape: Sequence[int]) -> tuple[np.ndarray, tuple[int, ...]]:
     """The nearest grid with perpendicular axes that covers a sheared one, with the same spacing.
 

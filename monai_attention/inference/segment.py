@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import threading
@@ -26,6 +27,8 @@ from monai_attention.report.page import write_report
 from monai_attention.report.tables import write_volumes
 
 if TYPE_CHECKING:
+    import torch
+
     from monai_attention.inference.case import Settings
 
 FORMATS = ("nifti", "dicom-seg")
@@ -45,7 +48,7 @@ class CaseResult:
         code: of the refusal or of the first flag, else "".
         message: what was wrong, else "".
         remedy: what to do about it, else "".
-        outputs: files by kind: `labels`, `classes`, `volumes`, `preview`, `dicom_seg`.
+        outputs: files by kind: `labels`, `classes`, `volumes`, `preview`, `dicom_seg`, `entropy`, `disagreement`.
         volumes_ml: class name -> mL.
         seconds: by phase.
         resumed: whether the result was there already.
@@ -70,6 +73,7 @@ def segment(
     device: str | None = None,
     options: ReadOptions | None = None,
     formats: Sequence[str] = ("nifti",),
+    uncertainty: bool = False,
     overwrite: bool = False,
     part: tuple[int, int] = (1, 1),
     trust_bundle: bool = False,
@@ -87,10 +91,13 @@ def segment(
         inputs: see `monai_attention.io.cases.find_cases`.
         output: folder, made if needed.
         bundle: name of a packaged bundle, or path of a folder or zip.
-        device: torch device; None takes CUDA if there is one, else the CPU.
+        device: torch device; None takes CUDA if there is one, else the CPU. Several, with commas between them
+            (`cuda:0,cuda:1`), share the sliding windows of each case.
         options: choices about inputs that cannot be read unambiguously, and `max_memory` in bytes. Without it, the next
             case is read and the last one written while one is on the device.
         formats: some of `nifti` (always written) and `dicom-seg`.
+        uncertainty: also write `entropy.nii.gz`, and `disagreement.nii.gz` if the bundle's inferer mirrors windows;
+            from 0 (sure) to 1, see `monai_attention.inference.uncertainty`.
         overwrite: do finished cases again.
         part: (i, n) does the i-th of n parts of the cases, counted from 1.
         trust_bundle: run the bundle's configuration whatever code it names.
@@ -118,10 +125,12 @@ def segment(
         "bundle": [info.name, info.version, info.weights_sha256, _configuration_hash(info.folder)],
         "options": {key: value for key, value in asdict(options).items() if key != "max_memory"},
         "formats": sorted(formats),
+        **({"uncertainty": True} if uncertainty else {}),
         "overrides": dict(overrides or {}),
     }
     fingerprints = {case.id: _fingerprint(case, parameters) for case in mine}
-    make_settings = functools.partial(_settings, bundle, trust_bundle, overrides or {}, device, options, formats)
+    kinds = (tuple(formats), uncertainty)
+    make_settings = functools.partial(_settings, bundle, trust_bundle, overrides or {}, device, options, kinds)
     run = _Run(make_settings, progress, overwrite, bounded=options.max_memory is not None)
     records = _work_off(mine, output, fingerprints, run)
     results = [_result(records[case.id], output, case.id in run.done) for case in mine]
@@ -168,22 +177,31 @@ def _settings(
     overrides: Mapping[str, Any],
     device: str | None,
     options: ReadOptions,
-    formats: Sequence[str],
+    kinds: tuple[tuple[str, ...], bool],
 ) -> Settings:
     """Load the bundle; imports torch and monai, which takes seconds."""
     import torch
 
     from monai_attention.inference.case import Settings
 
-    name = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    names = (device or ("cuda" if torch.cuda.is_available() else "cpu")).split(",")
+    first, *others = [_device(name.strip()) for name in names]
+    loaded = bundles.load(bundle, trust=trust, overrides=overrides)
+    replicas = [(copy.deepcopy(loaded.network).to(place), place) for place in others]
+    loaded.network.to(first)
+    formats, uncertainty = kinds
+    return Settings(loaded, first, options, formats, uncertainty, replicas, overrides)
+
+
+def _device(name: str) -> torch.device:
+    """A device that is there."""
+    import torch
+
     try:
-        place = torch.empty(0, device=name).device
+        return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:  # torch's ways of saying that there is no such device
         remedy = "leave --device away, or name one this computer has: cpu, cuda, cuda:1, mps"
         raise Refusal("E-DEVICE", f"there is no device {name!r} to compute on", remedy=remedy) from error
-    loaded = bundles.load(bundle, trust=trust, overrides=overrides)
-    loaded.network.to(place)
-    return Settings(loaded, place, options, tuple(formats), overrides)
 
 
 def _work_off(

@@ -12,11 +12,10 @@ import functools
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from monai import inferers
 from monai.data.meta_tensor import MetaTensor
 from monai.data.utils import compute_importance_map
@@ -24,79 +23,13 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from tqdm import tqdm
 
-from monai_attention.inference.windows import BlendedSum, Layout, rows, sum_bytes
+from monai_attention.inference.window_batches import Computed, Predict, WindowBatches, all_channels, is_out_of_memory
+from monai_attention.inference.windows import Background, BlendedSum, Layout, Settings, rows, sum_bytes
 
 logger = logging.getLogger(__name__)
 
-Corner = tuple[int, int, int]
-"""First voxel of a window in the padded image, along the axes in the order of `Layout.order`."""
-
-Computed = tuple[Corner, "Sequence[Tensor] | None"]
-
-Predict = Callable[[Tensor, list[tuple[slice, ...]]], Sequence[Tensor]]
-"""From windows (b, C, *roi), and where they lie in the padded image, to outputs, each (b, channels, *roi)."""
-
 OnWindow = Callable[[int], None]
 """Called after each window with the number of windows in all."""
-
-
-@dataclass(frozen=True)
-class Background:
-    """Windows without a voxel above a threshold are not computed.
-
-    Args:
-        threshold: of the network's input, after preprocessing, in every channel.
-        margin: voxels around a window that are looked at too.
-        channel: of the output, the background's: voxels that no window covers get the logit 20 there, and -20 in the
-            other channels; None: -20 in all.
-    """
-
-    threshold: float
-    margin: int = 0
-    channel: int | None = 0
-
-    def logits(self, channels: int) -> list[float]:
-        """Of a voxel that no window covers."""
-        return [20.0 if c == self.channel else -20.0 for c in range(channels)]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How windows are laid and blended; the first seven are those of MONAI's `SlidingWindowInferer`.
-
-    Args:
-        roi_size: voxels of a window, one number or one an axis; 0, None or less takes the whole axis.
-        sw_batch_size: windows computed at a time, at most.
-        overlap: of neighbouring windows, as a share of `roi_size`, one number or one an axis.
-        mode: `constant` or `gaussian`: how much the edge of a window counts.
-        sigma_scale: width of the Gaussian, as a share of `roi_size`.
-        padding_mode: of images smaller than a window.
-        cval: what they are padded with.
-        even: see `windows.window_starts`.
-        stretch: see `windows.Layout`.
-        mirror_axes: spatial axes; windows are also computed mirrored along each combination of them, and averaged.
-        background: windows that are not computed.
-        sum_device: where sums are kept; None: where the image is.
-        sum_bytes: what sums should keep to; windows are visited in smaller rows where that helps.
-    """
-
-    roi_size: Sequence[int] | int
-    sw_batch_size: int = 1
-    overlap: Sequence[float] | float = 0.25
-    mode: str = "constant"
-    sigma_scale: Sequence[float] | float = 0.125
-    padding_mode: str = "constant"
-    cval: float = 0.0
-    even: bool = False
-    stretch: float = 1.0
-    mirror_axes: Sequence[int] = ()
-    background: Background | None = None
-    sum_device: torch.device | str | None = None
-    sum_bytes: float = 1e9
-
-    def layout(self, size: Sequence[int]) -> Layout:
-        """Where the windows of an image lie."""
-        return Layout(size, self.roi_size, self.overlap, even=self.even, stretch=self.stretch)
 
 
 class Piece(NamedTuple):
@@ -115,13 +48,17 @@ class Piece(NamedTuple):
 
 @torch.no_grad()
 def stream(
-    image: Tensor, predict: Predict, settings: Settings, on_window: OnWindow = lambda total: None
+    image: Tensor,
+    predict: Predict | Sequence[Predict],
+    settings: Settings,
+    on_window: OnWindow = lambda total: None,
 ) -> Iterator[list[Piece]]:
     """Compute the windows of an image, and hand out parts of the outputs as soon as they are finished.
 
     Args:
         image: (C, *S), one to three spatial axes; it is not written to.
-        predict: the network; called with at most `sw_batch_size` windows.
+        predict: the network; called with at most `sw_batch_size` windows. Several of them, one on each of several
+            devices say, compute at the same time, each in a thread of its own.
         settings: see `Settings`.
         on_window: progress.
 
@@ -136,7 +73,7 @@ def stream(
     """
     layout = settings.layout(image.shape[1:])
     size, roi, starts = layout.three()
-    windows = _Windows(image, layout, predict, settings)
+    windows = WindowBatches(image, layout, [predict] if callable(predict) else predict, settings)
     results: Iterator[Computed] = windows.compute((x, y, z) for x, y, z in itertools.product(*starts))
     before, first = windows.until_one_is_computed(results)
     results = itertools.chain((before.pop(0) for _ in range(len(before))), results)
@@ -145,8 +82,10 @@ def stream(
     whole = sum(sum_bytes(n, size, roi, starts, whole=True) for n in channels) <= settings.sum_bytes
     weights = compute_importance_map(layout.roi, mode=settings.mode, sigma_scale=settings.sigma_scale)
     sums = []
-    for n in channels:
+    for i, n in enumerate(channels):
         unseen = settings.background.logits(n) if settings.background else None
+        if settings.disagreement and i == len(channels) - 1:
+            unseen = [0.0]
         make = functools.partial(
             BlendedSum, n, size, roi, starts, layout.turn(weights[None])[0], whole=whole, unseen=unseen
         )
@@ -161,9 +100,15 @@ def stream(
         yield [_cropped(box, layout.turn_back(blended.finish(row)), image, layout) for blended in sums]
 
 
-def _all_channels(box: Iterable[slice]) -> tuple[slice, ...]:
-    """Index of a box in (C, *S)."""
-    return (slice(None), *box)
+def assembled(pieces: Iterable[list[Piece]]) -> list[Tensor]:
+    """Whole outputs, float32, each (channels, *S), from all of their pieces."""
+    results: list[Tensor] = []
+    for found in pieces:
+        if not results:
+            results = [piece.values.new_empty(piece.shape) for piece in found]
+        for result, piece in zip(results, found, strict=True):
+            result[all_channels(piece.box)] = piece.values
+    return results
 
 
 def _cropped(box: Sequence[slice], values: Tensor, image: Tensor, layout: Layout) -> Piece:
@@ -173,105 +118,7 @@ def _cropped(box: Sequence[slice], values: Tensor, image: Tensor, layout: Layout
         start, stop = max(part.start - before, 0), min(part.stop - before, n)
         inside.append(slice(start, stop))
         kept.append(slice(start + before - part.start, stop + before - part.start))
-    return Piece(tuple(inside), values[_all_channels(kept)], (len(values), *image.shape[1:]))
-
-
-class _Windows:
-    """Computes windows of an image, as many at a time as memory allows."""
-
-    def __init__(self, image: Tensor, layout: Layout, predict: Predict, settings: Settings) -> None:
-        if any(map(any, layout.pads)):
-            pads = [p for pair in reversed(layout.pads) for p in pair]
-            image = F.pad(image[None], pads, mode=settings.padding_mode, value=settings.cval)[0]
-        self.image = image
-        self.layout = layout
-        self.predict = functools.partial(_mirrored, predict, settings.mirror_axes) if settings.mirror_axes else predict
-        self.background = settings.background
-        self.batch_size = settings.sw_batch_size
-
-    def compute(self, corners: Iterable[Corner]) -> Iterator[Computed]:
-        """Corners as they come, each with its window's outputs, (channels, *roi), or None if it is background."""
-        corners = iter(corners)
-        while group := self._group(corners):
-            outputs = self._run([corner for corner, wanted in group if wanted])
-            yield from ((corner, next(outputs) if wanted else None) for corner, wanted in group)
-
-    def until_one_is_computed(self, results: Iterator[Computed]) -> tuple[list[Computed], Sequence[Tensor]]:
-        """The first results, up to the first that has outputs, and these; of a window of background if need be."""
-        before = []
-        for result in results:
-            before.append(result)
-            if result[1] is not None:
-                return before, result[1]
-        return before, next(self._run([before[0][0]]))
-
-    def _group(self, corners: Iterator[Corner]) -> list[tuple[Corner, bool]]:
-        """The next corners, enough for a batch, and whether they are to be computed."""
-        group: list[tuple[Corner, bool]] = []
-        wanted = 0
-        while wanted < self.batch_size and (corner := next(corners, None)) is not None:
-            group.append((corner, not self._empty(corner)))
-            wanted += group[-1][1]
-        return group
-
-    def _run(self, corners: Sequence[Corner]) -> Iterator[Sequence[Tensor]]:
-        """Outputs of each window."""
-        start = 0
-        while start < len(corners):
-            part = corners[start : start + self.batch_size]
-            outputs = self._attempt(part)
-            if outputs is None:
-                self.batch_size = len(part) // 2
-                logger.warning("out of memory: going on with %d windows at a time", self.batch_size)
-            else:
-                yield from zip(*outputs, strict=True)
-                start += len(part)
-
-    def _attempt(self, corners: Sequence[Corner]) -> Sequence[Tensor] | None:
-        """Outputs of some windows, or None if there was not enough memory for so many."""
-        boxes = [self._box(corner) for corner in corners]
-        try:
-            batch = torch.stack([self.image[_all_channels(box)] for box in boxes])
-            outputs = self.predict(batch, boxes)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            if len(corners) == 1:
-                raise MemoryError("there is not enough memory for a single window") from error
-        else:
-            for output in outputs:
-                if output.shape[0] != len(batch) or output.shape[2:] != batch.shape[2:]:
-                    raise ValueError(
-                        f"expected an output of {len(batch)} windows of {tuple(batch.shape[2:])} voxels, got shape "
-                        f"{tuple(output.shape)}"
-                    )
-            return outputs
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()  # after the error is forgotten, and with it the tensors that its frames held
-        return None
-
-    def _empty(self, corner: Corner) -> bool:
-        """Whether there is nothing but background in and around a window."""
-        if self.background is None:
-            return False
-        margin = self.background.margin
-        near = (slice(max(0, part.start - margin), part.stop + margin) for part in self._box(corner))
-        return not bool((self.image[_all_channels(near)] > self.background.threshold).any())
-
-    def _box(self, corner: Corner) -> tuple[slice, ...]:
-        """A window in the padded image."""
-        _, roi, _ = self.layout.three()
-        return self.layout.box_back([slice(x, x + r) for x, r in zip(corner, roi, strict=True)])
-
-
-def _mirrored(predict: Predict, axes: Sequence[int], windows: Tensor, boxes: list[tuple[slice, ...]]) -> list[Tensor]:
-    """Mean over the windows mirrored along each combination of axes, and mirrored back; one combination at a time."""
-    flips = [[2 + a for a in some] for k in range(len(axes) + 1) for some in itertools.combinations(axes, k)]
-    sums: list[Tensor] = []
-    for flip in flips:
-        outputs = [output.flip(flip).float() for output in predict(windows.flip(flip), boxes)]
-        sums = [total.add_(output) for total, output in zip(sums, outputs, strict=True)] if sums else outputs
-    return [total.div_(len(flips)) for total in sums]
+    return Piece(tuple(inside), values[all_channels(kept)], (len(values), *image.shape[1:]))
 
 
 def _where_memory_is(make: Callable[..., BlendedSum], device: torch.device | str) -> BlendedSum:
@@ -283,14 +130,6 @@ def _where_memory_is(make: Callable[..., BlendedSum], device: torch.device | str
             raise
     logger.warning("out of memory: sums are kept on the CPU")
     return make(device="cpu")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a device or on the CPU."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    texts = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
 
 
 class StreamingInferer(inferers.SlidingWindowInferer):
@@ -341,7 +180,7 @@ class StreamingInferer(inferers.SlidingWindowInferer):
         computing = torch.device(self.sw_device or inputs.device)
         structure: Any = None
 
-        def predict(windows: Tensor, boxes: list[tuple[slice, ...]]) -> list[Tensor]:
+        def predict(i: int, windows: Tensor, boxes: list[tuple[slice, ...]]) -> list[Tensor]:
             nonlocal structure
             where = [[slice(i, i + 1), slice(None), *box] for box in boxes]
             with torch.autocast(computing.type, torch.bfloat16) if self.bfloat16 else contextlib.nullcontext():
@@ -349,15 +188,13 @@ class StreamingInferer(inferers.SlidingWindowInferer):
             tensors, structure = tree_flatten(outputs)
             return tensors
 
-        results: list[Tensor] = []
         images = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         with tqdm(unit="window", disable=not self.progress) as bar:
-            for i, image in enumerate(images):
-                for pieces in stream(image, predict, settings, lambda _: bar.update()):
-                    if not results:
-                        results = [piece.values.new_empty((len(images), *piece.shape)) for piece in pieces]
-                    for result, piece in zip(results, pieces, strict=True):
-                        result[i][_all_channels(piece.box)] = piece.values
+            done = [
+                assembled(stream(image, functools.partial(predict, i), settings, lambda _: bar.update()))
+                for i, image in enumerate(images)
+            ]
+        results = [torch.stack(outputs) for outputs in zip(*done, strict=True)]
         if isinstance(inputs, MetaTensor):
             results = [MetaTensor(result, meta=inputs.meta) for result in results]
         return tree_unflatten(results, structure)

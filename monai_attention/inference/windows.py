@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -104,6 +105,68 @@ class Layout:
     def count(self) -> int:
         """Windows in all."""
         return math.prod(map(len, self.starts))
+
+
+@dataclass(frozen=True)
+class Background:
+    """Windows without a voxel above a threshold are not computed.
+
+    Args:
+        threshold: of the network's input, after preprocessing, in every channel.
+        margin: voxels around a window that are looked at too.
+        channel: of the output, the background's: voxels that no window covers get the logit 20 there, and -20 in the
+            other channels; None: -20 in all.
+    """
+
+    threshold: float
+    margin: int = 0
+    channel: int | None = 0
+
+    def logits(self, channels: int) -> list[float]:
+        """Of a voxel that no window covers."""
+        return [20.0 if c == self.channel else -20.0 for c in range(channels)]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How windows are laid and blended; the first seven are those of MONAI's `SlidingWindowInferer`.
+
+    Args:
+        roi_size: voxels of a window, one number or one an axis; 0, None or less takes the whole axis.
+        sw_batch_size: windows computed at a time, at most.
+        overlap: of neighbouring windows, as a share of `roi_size`, one number or one an axis.
+        mode: `constant` or `gaussian`: how much the edge of a window counts.
+        sigma_scale: width of the Gaussian, as a share of `roi_size`.
+        padding_mode: of images smaller than a window.
+        cval: what they are padded with.
+        even: see `window_starts`.
+        stretch: see `Layout`.
+        mirror_axes: spatial axes; windows are also computed mirrored along each combination of them, and averaged.
+        disagreement: add an output of one channel: how much the mirrored windows' classes contradict each other in the
+            first output, logits (see `uncertainty.disagreement`).
+        background: windows that are not computed.
+        sum_device: where sums are kept; None: where the image is.
+        sum_bytes: what sums should keep to; windows are visited in smaller rows where that helps.
+    """
+
+    roi_size: Sequence[int] | int
+    sw_batch_size: int = 1
+    overlap: Sequence[float] | float = 0.25
+    mode: str = "constant"
+    sigma_scale: Sequence[float] | float = 0.125
+    padding_mode: str = "constant"
+    cval: float = 0.0
+    even: bool = False
+    stretch: float = 1.0
+    mirror_axes: Sequence[int] = ()
+    disagreement: bool = False
+    background: Background | None = None
+    sum_device: torch.device | str | None = None
+    sum_bytes: float = 1e9
+
+    def layout(self, size: Sequence[int]) -> Layout:
+        """Where the windows of an image lie."""
+        return Layout(size, self.roi_size, self.overlap, even=self.even, stretch=self.stretch)
 
 
 class Row(NamedTuple):

@@ -124,28 +124,51 @@ def write_json(path: str | Path, content: Any) -> None:
 
 
 def write_labels(path: str | Path, labels: np.ndarray, affine: np.ndarray) -> None:
-    """Write a label map as compressed NIfTI; the same labels and affine always give the same bytes.
-
-    The sform carries the affine. The qform says the same where it can; it cannot express shear, and loses precision
-    near half turns, and then stays unset rather than wrong.
+    """Write a label map as compressed NIfTI; see `write_nifti`.
 
     Args:
         path: ends in `.nii.gz`.
         labels: uint8, shape (X, Y, Z).
         affine: shape (4, 4), voxel index -> RAS world mm.
     """
+    if labels.dtype != np.uint8 or labels.ndim != 3:
+        raise TypeError(f"labels must be uint8 with shape (X, Y, Z), got {labels.dtype} with shape {labels.shape}")
+    write_nifti(path, labels, affine)
+
+
+def write_map(path: str | Path, values: np.ndarray, affine: np.ndarray) -> None:
+    """Write numbers from 0 to 1 as compressed NIfTI, in 255 steps (one byte a voxel); see `write_nifti`.
+
+    Args:
+        path: ends in `.nii.gz`.
+        values: floating, shape (X, Y, Z).
+        affine: shape (4, 4), voxel index -> RAS world mm.
+    """
+    write_nifti(path, np.rint(values * 255).astype(np.uint8), affine, slope=1 / 255)
+
+
+def write_nifti(path: str | Path, array: np.ndarray, affine: np.ndarray, *, slope: float = 1) -> None:
+    """Write an array as compressed NIfTI; the same array and affine always give the same bytes.
+
+    The sform carries the affine. The qform says the same where it can; it cannot express shear, and loses precision
+    near half turns, and then stays unset rather than wrong.
+
+    Args:
+        path: ends in `.nii.gz`.
+        array: shape (X, Y, Z); its dtype is the file's.
+        affine: shape (4, 4), voxel index -> RAS world mm.
+        slope: readers multiply the array by it.
+    """
     import nibabel
 
     if not str(path).endswith(".nii.gz"):
-        raise ValueError(f"a label map's name must end in .nii.gz, got {path}")
-    if labels.dtype != np.uint8 or labels.ndim != 3:
-        raise TypeError(f"labels must be uint8 with shape (X, Y, Z), got {labels.dtype} with shape {labels.shape}")
-    image = nibabel.Nifti1Image(labels, affine)
+        raise ValueError(f"the name must end in .nii.gz, got {path}")
+    image = nibabel.Nifti1Image(array, affine)
     image.header.set_xyzt_units("mm")
-    image.header.set_slope_inter(1, 0)
+    image.header.set_slope_inter(slope, 0)
     image.set_sform(affine, code="scanner")
     image.set_qform(affine, code="scanner", strip_shears=True)
-    difference = corners(image.get_qform(), labels.shape) - corners(affine, labels.shape)
+    difference = corners(image.get_qform(), array.shape) - corners(affine, array.shape)
     if np.abs(difference).max() > QFORM_TOLERANCE * spacing(affine).min():
         image.set_qform(None, code="unknown")
     with (

@@ -6,19 +6,29 @@ from hypothesis import strategies as st
 
 from monai_attention.inference import labels as module
 from monai_attention.inference.labels import LabelsOnGrid, aligned
-from monai_attention.inference.resample import labels_on_grid
-from monai_attention.inference.sliding_window import Settings, stream
-from monai_attention.inference.windows import Layout
+from monai_attention.inference.resample import labels_on_grid, map_on_grid
+from monai_attention.inference.sliding_window import stream
+from monai_attention.inference.uncertainty import entropy
+from monai_attention.inference.windows import Layout, Settings
 
 
-def streamed(logits, affine, target_affine, target_shape, roi=4, sum_bytes=0.0):
-    """Labels from pieces of logits."""
+def on_grid(logits, affine, target_affine, target_shape, roi=4, sum_bytes=0.0, further=None):
+    """`LabelsOnGrid` of logits that come in pieces, and with a further map its and the entropy's."""
     choices = Settings(roi, overlap=0.5, sum_bytes=sum_bytes)
     shape = logits.shape[1:]
-    labels = LabelsOnGrid(Layout(shape, roi, 0.5).order, shape, affine, target_affine, target_shape)
-    for (piece,) in stream(logits, lambda windows, _: [windows], choices):
-        labels.add(piece)
-    return labels.labels
+    order = Layout(shape, roi, 0.5).order
+    maps = [] if further is None else ["entropy", "further"]
+    labels = LabelsOnGrid(order, shape, affine, target_affine, target_shape, maps=maps)
+    image = logits if further is None else torch.cat([logits, further])
+    outputs = [len(logits)] if further is None else [len(logits), 1]
+    for pieces in stream(image, lambda windows, _: windows.split(outputs, dim=1), choices):
+        labels.add(*pieces)
+    return labels
+
+
+def streamed(*args, **kwargs):
+    """Labels from pieces of logits."""
+    return on_grid(*args, **kwargs).labels
 
 
 @st.composite
@@ -43,6 +53,23 @@ def test_pieces_give_the_labels_of_the_whole(grid, shape, sum_bytes):
     got = streamed(logits, affine, affine @ to_source, target_shape, sum_bytes=sum_bytes)
     expected = labels_on_grid(logits.clone(), affine, affine @ to_source, target_shape)
     assert (got != expected).mean() <= 0.02  # ties, and coordinates on the edge, to rounding
+
+
+@settings(max_examples=40, deadline=None)
+@given(grids(), st.tuples(*[st.integers(1, 11)] * 3), st.sampled_from([0.0, 1e9]))
+def test_maps_from_pieces_are_those_of_the_whole(grid, shape, sum_bytes):
+    to_source, target_shape = grid
+    generator = torch.Generator().manual_seed(0)
+    logits, further = 3 * torch.randn(5, *shape, generator=generator), torch.rand(1, *shape, generator=generator)
+    affine = np.array([[0, -2.0, 0, 5], [1.5, 0, 0, -3], [0, 0, 1, 8], [0, 0, 0, 1]])
+    place = (affine, affine @ to_source, target_shape)
+    got = on_grid(logits, *place, sum_bytes=sum_bytes, further=further)
+    expected = map_on_grid(torch.cat([entropy(logits.softmax(dim=0), 0)[None], further]), *place)
+    for mine, theirs in zip(got.maps.values(), expected, strict=True):
+        on_the_edge = (mine == 0) | (theirs == 0)  # outside or just inside, to rounding
+        np.testing.assert_allclose(np.where(on_the_edge, 0, mine), np.where(on_the_edge, 0, theirs), atol=1e-5)
+        assert ((mine == 0) != (theirs == 0)).mean() <= 0.02
+    assert np.array_equal(got.labels, streamed(logits, *place, sum_bytes=sum_bytes))
 
 
 def test_a_class_that_is_never_first_at_a_voxel_may_win_between_two():

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from monai_attention import bundles
 from monai_attention.errors import Refusal
 from monai_attention.inference.phases import Phases
-from monai_attention.inference.predict import predict, window_count
+from monai_attention.inference.predict import predict
 from monai_attention.inference.segment import segment
+from monai_attention.inference.sliding_window import settings_of
 from monai_attention.io.geometry import spacing
 from monai_attention.io.volume import ReadOptions, Volume
 from monai_attention.networks.flex_unetr import FlexUNETR
@@ -64,7 +65,7 @@ def test_labels_lie_where_the_ball_lies_whatever_the_grid(loaded, affine, shear)
     affine[:3, 2] += shear * affine[:3, 1] * spacing(affine)[2] / spacing(affine)[1]
     shape = tuple(int(n) + extra for n, extra in zip(np.ceil(44 / spacing(affine)), (0, 1, 2), strict=True))
     array, centre = ball(shape, affine)
-    labels = predict(Volume(array[None], affine, Path("x")), loaded, Phases(torch.device("cpu")))
+    labels = predict(Volume(array[None], affine, Path("x")), loaded, Phases(torch.device("cpu"))).labels
     assert labels.shape == shape
     found, ml = centre_and_ml(labels, affine)
     assert np.linalg.norm(found - centre) < 0.5
@@ -242,6 +243,45 @@ def test_row_54_out_of_memory_takes_fewer_windows_or_refuses_the_case(
         assert "going on with 2 windows at a time" in caplog.text
 
 
+STREAMING = "monai_attention.inference.sliding_window.StreamingInferer"
+
+
+@pytest.mark.parametrize("sheared", [False, True])
+def test_uncertainty_is_written_on_the_grid_of_the_input(tmp_path, bundle, sheared):
+    affine = np.diag([1.5, 2, 2, 1])
+    affine[0, 1] = 0.5 * sheared
+    array, _ = ball((60, 40, 40), affine)
+    path = write_nifti(tmp_path / "a.nii", array, affine, codes=(1, 0))
+    mirrored = {"inferer::_target_": STREAMING, "inferer::mirror_axes": [0]}
+    for name, overrides in (("plain", {}), ("mirrored", mirrored)):
+        (result,) = segment(path, tmp_path / name, bundle=bundle, uncertainty=True, overrides=overrides)
+        found = nibabel.load(result.outputs["entropy"])
+        assert np.allclose(found.affine, nibabel.load(path).affine, atol=1e-6)
+        values = found.get_fdata()
+        assert values.shape == array.shape
+        edge = np.abs(array / array.max() - 0.5) < 0.05
+        assert values[edge].mean() > 0.3
+        assert values[array == 0].max() < 0.01
+        assert values.max() <= 1
+        assert ("disagreement" in result.outputs) == (name == "mirrored")
+    # The network looks at single voxels, so it says the same of a mirrored image.
+    assert nibabel.load(result.outputs["disagreement"]).get_fdata().max() < 0.01
+    (again,) = segment(path, tmp_path / "mirrored", bundle=bundle, overrides=mirrored)
+    assert not again.resumed
+    assert not (tmp_path / "mirrored" / "a" / "entropy.nii.gz").exists()
+
+
+def test_several_devices_give_the_same_labels(tmp_path, bundle):
+    affine = np.diag([1.0, 1, 1, 1])
+    path = write_nifti(tmp_path / "a.nii", ball((90, 70, 70), affine)[0], affine)
+    (one,) = segment(path, tmp_path / "one", bundle=bundle, device="cpu")
+    (two,) = segment(path, tmp_path / "two", bundle=bundle, device="cpu, cpu")
+    assert one.outputs["labels"].read_bytes() == two.outputs["labels"].read_bytes()
+    assert json.loads((tmp_path / "two/a/run.json").read_text())["device"] == "cpu, cpu"
+    with pytest.raises(Refusal, match="no device 'abacus'"):
+        segment(path, tmp_path / "three", bundle=bundle, device="cpu,abacus")
+
+
 def test_a_network_that_gives_no_numbers_is_not_believed(tmp_path):
     network = {"_target_": "torch.nn.Conv3d", "in_channels": 1, "out_channels": 2, "kernel_size": 1}
     weights = {"weight": torch.ones(2, 1, 1, 1, 1), "bias": torch.tensor([0.0, float("nan")])}
@@ -352,4 +392,4 @@ def test_windows_are_counted_as_monai_visits_them():
         seen = []
         inferer = SlidingWindowInferer(roi, overlap=overlap)
         inferer(torch.zeros(1, 1, *size), lambda x, seen=seen: seen.append(len(x)) or x)
-        assert window_count(size, inferer) == sum(seen)
+        assert settings_of(inferer).layout(size).count() == sum(seen)

@@ -10,7 +10,9 @@ from monai.inferers import SlidingWindowInferer, sliding_window_inference
 from torch import nn
 
 from monai_attention.inference import sliding_window as module
-from monai_attention.inference.sliding_window import Background, Settings, StreamingInferer, settings_of, stream
+from monai_attention.inference.sliding_window import StreamingInferer, assembled, settings_of, stream
+from monai_attention.inference.uncertainty import disagreement
+from monai_attention.inference.windows import Background, Settings
 
 
 def two_classes(windows, *_):
@@ -140,6 +142,47 @@ def test_mirrored_windows_are_averaged():
     flips = ([], [2], [3], [2, 3])
     expected = sum(network(image.flip(f)).flip(f) for f in flips) / 4
     torch.testing.assert_close(result, expected)
+
+
+@pytest.mark.parametrize("axes", [(0, 1), ()])
+def test_how_much_mirrored_windows_disagree(axes):
+    image = torch.randn(1, 12, 10)
+    choices = Settings((12, 10), mirror_axes=axes, disagreement=True)
+    logits, found = assembled(stream(image, lambda windows, _: [two_classes(windows)], choices))
+    flips = ([], [2], [3], [2, 3]) if axes else ([],)
+    each = [two_classes(image[None].flip(f)).flip(f)[0] for f in flips]
+    torch.testing.assert_close(logits, sum(each) / len(each))
+    torch.testing.assert_close(found[0], disagreement([one.softmax(dim=0) for one in each], 0))
+    assert (found.max() > 0.01) == bool(axes)
+
+
+def test_where_no_window_is_computed_none_disagree():
+    image = torch.zeros(1, 8, 32)
+    image[:, :, 20:] = 1
+    choices = Settings(8, overlap=0, mirror_axes=(0,), disagreement=True, background=Background(0.5))
+    logits, found = assembled(stream(image, lambda windows, _: [two_classes(windows)], choices))
+    assert (logits[0, :, :16] == 20).all()
+    assert (found[0, :, :16] == 0).all()
+    assert found[0, :, 16:].max() > 0.01
+
+
+@pytest.mark.parametrize("room", [4, 1])
+def test_several_predictors_share_the_windows(room):
+    image = torch.randn(1, 8, 80)
+    networks = [Forgetful(4, MemoryError()), Forgetful(room, MemoryError()), Forgetful(4, MemoryError())]
+    grads = []
+
+    def predict(network):
+        return lambda windows, _: grads.append(torch.is_grad_enabled()) or [network(windows)]
+
+    choices = Settings(8, 2, 0)
+    (result,) = assembled(stream(image, [predict(network) for network in networks], choices))
+    torch.testing.assert_close(result[None], sliding_window_inference(image[None], (8, 8), 1, two_classes, overlap=0))
+    computed = [sum(n for n in network.sizes if n <= network.room) for network in networks]
+    assert min(computed) >= 2
+    if room == 4:
+        assert computed == [4, 4, 2]  # ten windows, two at a time, by turns
+    assert not any(grads)
 
 
 def test_the_network_may_compute_in_bfloat16():
