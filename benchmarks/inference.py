@@ -17,6 +17,7 @@ import json
 import math
 import multiprocessing
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,6 +27,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # for `python benchmarks/inference.py`
 
 from benchmarks.networks import save
 from benchmarks.side_by_side import Settings as Machine
@@ -72,7 +75,8 @@ def volume(shape: tuple[int, ...], air: float = 0.0) -> Tensor:
 def ours(classes: int, shape: tuple[int, ...], air: float, skip: bool) -> tuple[float, dict[str, Any]]:
     """From an image in memory to a label file."""
     from monai_attention.inference.labels import LabelsOnGrid
-    from monai_attention.inference.sliding_window import Background, Settings, stream
+    from monai_attention.inference.sliding_window import stream
+    from monai_attention.inference.windows import Background, Settings
     from monai_attention.io.write import write_labels
 
     image, network, computed = volume(shape, air), OneConvolution(classes).eval(), []

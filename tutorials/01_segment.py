@@ -80,8 +80,8 @@ print("look at", work / "out" / "report.html")
 # %% [markdown]
 # ## 6. Where is the network unsure?
 # With `uncertainty=True` (`--uncertainty`) each case also gets `entropy.nii.gz`: 0 where one class has all of the
-# probability, 1 where all classes have the same. It orders voxels by how much they deserve a look; of mistakes made with
-# conviction it knows nothing.
+# probability, 1 where all classes have the same. It orders voxels by how much they deserve a look; of mistakes made
+# with conviction it knows nothing.
 
 # %%
 (unsure,) = monai_attention.segment(head, work / "unsure", uncertainty=True)

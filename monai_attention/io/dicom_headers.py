@@ -1,7 +1,7 @@
 """DICOM headers as plain facts: where every image plane of a file lies, read without its pixels.
 
-Only the tags listed here are parsed, so nothing of the patient is ever in memory, and what pydicom has to say about
-malformed values is counted, not repeated: such messages quote the values.
+Only the tags listed here are parsed, and what DICOM readers have to say about malformed values is counted, not
+repeated: such messages quote the values.
 """
 
 from __future__ import annotations
@@ -144,19 +144,21 @@ _ONE_AT_A_TIME = threading.RLock()
 
 @contextmanager
 def discreet(path: Path) -> Iterator[None]:
-    """Keeps pydicom's warnings and log lines to a count, since their text may quote what belongs to the patient."""
-    pydicom_logger = logging.getLogger("pydicom")
+    """Keeps warnings and log lines of DICOM readers to a count: their text may quote what belongs to the patient."""
+    loggers = [logging.getLogger(name) for name in ("pydicom", "highdicom")]
     with _ONE_AT_A_TIME:
-        level = pydicom_logger.level
-        pydicom_logger.setLevel(logging.CRITICAL + 1)
+        levels = [one.level for one in loggers]
+        for one in loggers:
+            one.setLevel(logging.CRITICAL + 1)
         try:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 yield
         finally:
-            pydicom_logger.setLevel(level)
+            for one, level in zip(loggers, levels, strict=True):
+                one.setLevel(level)
     if caught:
-        logger.debug("%s: pydicom gave %d warnings about malformed values", path, len(caught))
+        logger.debug("%s: %d warnings about malformed values", path, len(caught))
 
 
 def is_dicom(path: Path) -> bool:
