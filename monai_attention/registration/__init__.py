@@ -1,0 +1,1 @@
+"""Deformable registration: fields, similarity, models, optimisation, and files that other programs apply."""
