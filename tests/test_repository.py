@@ -35,11 +35,12 @@ ARROWS = {
     "blocks": {"errors"},
     "acceleration": {"errors", "blocks"},
     "networks": {"errors", "blocks"},
-    "registration": {"errors", "io", "bundles", "checkpoints", "blocks"},
+    "cohort": {"errors", "io", "report"},
+    "registration": {"errors", "io", "bundles", "checkpoints", "report", "cohort"},
     "synthesis": {"errors", "registration"},
-    "inference": {"errors", "io", "bundles", "checkpoints", "report"},
+    "inference": {"errors", "io", "bundles", "checkpoints", "report", "cohort"},
     "inference.demo": {"synthesis"},
-    "finetune": {"errors", "io", "bundles", "checkpoints", "report", "inference"},
+    "finetune": {"errors", "io", "bundles", "checkpoints", "report", "cohort", "inference"},
     "cli": {"errors", "io", "bundles", "report", "inference", "registration", "finetune"},
 }
 # What of others the rooms of networks may import; the rest of the package is free.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,10 +15,9 @@ from torch import nn
 from tqdm import tqdm
 
 from monai_attention.bundles import LoadedBundle
-from monai_attention.errors import Refusal
-from monai_attention.inference.phases import Phases
+from monai_attention.cohort.phases import Phases
+from monai_attention.cohort.verdict import judged
 from monai_attention.inference.predict import Prediction, predict
-from monai_attention.inference.window_batches import is_out_of_memory
 from monai_attention.io import write
 from monai_attention.io.cases import Case
 from monai_attention.io.read import read
@@ -27,8 +25,6 @@ from monai_attention.io.volume import Note, ReadOptions, Volume
 from monai_attention.report.manifest import describe_grid
 from monai_attention.report.preview import preview, write_preview
 from monai_attention.report.tables import measure, write_volumes
-
-logger = logging.getLogger(__name__)
 
 OUTPUTS = {
     "labels": "labels.nii.gz",
@@ -82,28 +78,12 @@ def run_case(case: Case, folder: Path, settings: Settings, *, progress: bool = F
         "bundle": {"name": bundle.name, "version": bundle.version, "weights_sha256": bundle.weights_sha256},
         "parameters": {"formats": list(settings.formats), "overrides": dict(settings.overrides)},
     }
-    try:
+
+    def work() -> dict[str, Any]:
         with tempfile.TemporaryDirectory(prefix="monai-attention-") as scratch:
-            record |= _segment_case(case, folder, settings, phases, Path(scratch), progress)
-    except Refusal as refusal:
-        if refusal.code in ("E-DISK-FULL", "E-READ-ONLY"):
-            raise  # the next case could not be written either
-        record |= _refused(refusal.code, refusal.message, refusal.path or case.path, refusal.remedy)
-    except Exception as error:
-        if is_out_of_memory(error):
-            message = "there was not enough memory for this case"
-            record |= _refused("E-MEMORY", message, case.path, "crop the image or close other programs")
-        else:  # a fault of ours must not stop the other cases; it is reported, not hidden
-            # The text of a foreign error may quote the input, so only those who ask for it see more than the type.
-            logger.error("%s: internal error, %s", case.path, type(error).__name__)
-            logger.debug("%s", case.path, exc_info=True)
-            message = f"internal error: {type(error).__name__}"
-            record |= _refused("E-INTERNAL", message, case.path, "please report it with what --verbose prints")
-    for name in set(OUTPUTS.values()) - set(record.get("outputs", {}).values()):
-        (folder / name).unlink(missing_ok=True)  # nothing of an earlier or half-done result stays
-    record["seconds"] = {name: round(seconds, 3) for name, seconds in phases.seconds.items()}
-    record["peak_memory_mb"] = {name: round(peak, 1) for name, peak in phases.peak_memory_mb.items()}
-    return record
+            return _segment_case(case, folder, settings, phases, Path(scratch), progress)
+
+    return record | judged(work, path=case.path, folder=folder, files=OUTPUTS, phases=phases)
 
 
 def _segment_case(
@@ -179,10 +159,6 @@ def _doubts(volumes_ml: Mapping[str, float], plausible: Mapping[str, tuple[float
     ]
     message = f"implausible volumes, or not a whole one in the image: {'; '.join(odd)}"
     return [Note("flag", "F-VOLUME", message)] if odd else []
-
-
-def _refused(code: str, message: str, path: Path, remedy: str) -> dict[str, Any]:
-    return {"verdict": "refused", "code": code, "message": message, "path": str(path), "remedy": remedy}
 
 
 @contextmanager

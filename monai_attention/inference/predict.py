@@ -15,13 +15,13 @@ from monai.inferers import SlidingWindowInferer, SlidingWindowInfererAdapt
 from torch import Tensor, nn
 
 from monai_attention.bundles import LoadedBundle
+from monai_attention.cohort.phases import Phases, is_out_of_memory
 from monai_attention.errors import Refusal
 from monai_attention.inference.labels import LabelsOnGrid, aligned
-from monai_attention.inference.phases import Phases
 from monai_attention.inference.resample import labels_on_grid, map_on_grid, on_orthogonal_grid
 from monai_attention.inference.sliding_window import Piece, StreamingInferer, assembled, settings_of, stream
 from monai_attention.inference.uncertainty import entropy
-from monai_attention.inference.window_batches import Predict, is_out_of_memory
+from monai_attention.inference.window_batches import Predict
 from monai_attention.inference.windows import Layout, sum_bytes
 from monai_attention.io.geometry import is_sheared
 from monai_attention.io.volume import Volume

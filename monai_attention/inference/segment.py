@@ -6,23 +6,18 @@ import copy
 import functools
 import hashlib
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from monai_attention import DEFAULT_BUNDLE, __version__, bundles
+from monai_attention.cohort import ledger
+from monai_attention.cohort.run import Cohort, RunCase
 from monai_attention.errors import Refusal
-from monai_attention.inference import ledger
 from monai_attention.io.cases import Case, find_cases
 from monai_attention.io.volume import ReadOptions
 from monai_attention.io.write import check_writable
-from monai_attention.report.manifest import write_record
 from monai_attention.report.page import write_report
 from monai_attention.report.tables import write_volumes
 
@@ -34,8 +29,6 @@ if TYPE_CHECKING:
 FORMATS = ("nifti", "dicom-seg")
 CASES_AT_A_TIME = 3
 """One that is read, one on the device, one that is written."""
-WAIT_SECONDS = 1.0
-"""Pause between looks at cases that another process is working on."""
 
 
 @dataclass(frozen=True)
@@ -130,45 +123,21 @@ def segment(
     }
     fingerprints = {case.id: _fingerprint(case, parameters) for case in mine}
     kinds = (tuple(formats), uncertainty)
-    make_settings = functools.partial(_settings, bundle, trust_bundle, overrides or {}, device, options, kinds)
-    run = _Run(make_settings, progress, overwrite, bounded=options.max_memory is not None)
-    records = _work_off(mine, output, fingerprints, run)
-    results = [_result(records[case.id], output, case.id in run.done) for case in mine]
+    load = functools.partial(_settings, bundle, trust_bundle, overrides or {}, device, options, kinds)
+    at_a_time = CASES_AT_A_TIME if options.max_memory is None else 1
+    cohort = Cohort(functools.partial(_prepared, load, progress), at_a_time, progress, overwrite)
+    records = cohort.work_off(mine, output, fingerprints)
+    results = [_result(records[case.id], output, case.id in cohort.done) for case in mine]
     _summarise(output, [records[case.id] for case in mine], info)
     return results
 
 
-@dataclass
-class _Run:
-    """What this process needs for cases, made when the first one is worked on, and the cases it worked on."""
+def _prepared(load: Callable[[], Settings], progress: bool, stopped: threading.Event) -> RunCase:
+    """The function that runs a case."""
+    from monai_attention.inference.case import run_case
 
-    make_settings: Callable[[], Settings]
-    progress: bool
-    overwrite: bool
-    bounded: bool
-    started: str = field(default_factory=lambda: now())
-    done: set[str] = field(default_factory=set)
-    loading: threading.Lock = field(default_factory=threading.Lock)
-    stopped: threading.Event = field(default_factory=threading.Event)
-
-    @functools.cached_property
-    def settings(self) -> Settings:
-        return replace(self.make_settings(), stopped=self.stopped)
-
-    @property
-    def at_a_time(self) -> int:
-        """Cases: one is read and one written while one is on the device, if memory is no matter."""
-        return 1 if self.bounded else CASES_AT_A_TIME
-
-    def stop(self) -> None:
-        """Let cases that are being worked on end at their next window, without a result."""
-        self.stopped.set()
-
-    def accepts(self, record: Mapping[str, Any] | None) -> bool:
-        """Whether a finished case stays as it is: refused ones get another chance, but only one in each run."""
-        if record is None:
-            return False
-        return record["finished_at"] >= self.started or not (self.overwrite or record["verdict"] == "refused")
+    settings = replace(load(), stopped=stopped)
+    return functools.partial(run_case, settings=settings, progress=progress)
 
 
 def _settings(
@@ -202,64 +171,6 @@ def _device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # torch's ways of saying that there is no such device
         remedy = "leave --device away, or name one this computer has: cpu, cuda, cuda:1, mps"
         raise Refusal("E-DEVICE", f"there is no device {name!r} to compute on", remedy=remedy) from error
-
-
-def _work_off(
-    cases: Sequence[Case], output: Path, fingerprints: Mapping[str, str], run: _Run
-) -> dict[str, dict[str, Any]]:
-    """Bring every case to a record, by this process or by another one on the same folder."""
-    records: dict[str, dict[str, Any]] = {}
-    bar = tqdm(total=len(cases), desc="cases", unit="case", disable=not run.progress)
-    with bar, ThreadPoolExecutor(run.at_a_time) as pool:
-        while pending := [case for case in cases if case.id not in records]:
-            before = len(records)
-            todo = {pool.submit(_work_on, case, output / case.id, fingerprints[case.id], run): case for case in pending}
-            try:
-                for future in as_completed(todo):
-                    if (record := future.result()) is not None:
-                        records[todo[future].id] = record
-                        bar.update()
-            except BaseException:  # what stops the run, stops it for the other cases as well
-                run.stop()
-                pool.shutdown(cancel_futures=True)
-                raise
-            if len(records) == before:
-                time.sleep(WAIT_SECONDS)  # another process has claimed all that is left
-    return records
-
-
-def _work_on(case: Case, folder: Path, fingerprint: str, run: _Run) -> dict[str, Any] | None:
-    """The record of a case, from before or after working on it, or None if another process is at it."""
-    record = ledger.finished_record(folder, fingerprint)
-    if not run.accepts(record):
-        with run.loading:
-            _ = run.settings  # a bundle that cannot be loaded stops the run, not a case
-        if run.stopped.is_set():
-            return None
-        record = _claimed(case, folder, fingerprint, run)
-    return record
-
-
-def _claimed(case: Case, folder: Path, fingerprint: str, run: _Run) -> dict[str, Any] | None:
-    """The record of a case after working on it, or None if another process is at it."""
-    from monai_attention.inference.case import run_case
-
-    with ledger.claim(folder) as mine:
-        if not mine:
-            return None
-        record = ledger.finished_record(folder, fingerprint)  # by another process, between our look and our claim
-        if not run.accepts(record):
-            ledger.start_over(folder)
-            run.done.add(case.id)
-            record = run_case(case, folder, run.settings, progress=run.progress)
-            record |= {"fingerprint": fingerprint, "finished_at": now()}
-            write_record(folder / ledger.RECORD, record)
-        return record
-
-
-def now() -> str:
-    """The time, ISO 8601, UTC; such texts sort like the times."""
-    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
 
 
 def _configuration_hash(bundle: Path) -> str:

@@ -23,7 +23,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from tqdm import tqdm
 
-from monai_attention.inference.window_batches import Computed, Predict, WindowBatches, all_channels, is_out_of_memory
+from monai_attention.cohort.phases import is_out_of_memory
+from monai_attention.inference.window_batches import Computed, Predict, WindowBatches, all_channels
 from monai_attention.inference.windows import Background, BlendedSum, Layout, Settings, rows, sum_bytes
 
 logger = logging.getLogger(__name__)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from monai_attention.cohort.phases import is_out_of_memory
 from monai_attention.inference.uncertainty import disagreement
 from monai_attention.inference.windows import Layout, Settings
 
@@ -146,11 +147,3 @@ def _mirrored(predict: Predict, settings: Settings) -> Predict:
 def all_channels(box: Iterable[slice]) -> tuple[slice, ...]:
     """Index of a box in (C, *S)."""
     return (slice(None), *box)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a device or on the CPU."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    texts = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)

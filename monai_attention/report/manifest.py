@@ -79,7 +79,7 @@ class CaseRecord(TypedDict, total=False):
     device: str
     bundle: BundleIdentity
     parameters: dict[str, Any]  # options that change the result
-    fingerprint: str  # of inputs, bundle and parameters; see inference/ledger.py
+    fingerprint: str  # of inputs, bundle and parameters; see cohort/ledger.py
     versions: dict[str, str]  # added on writing
     finished_at: str  # ISO 8601
 

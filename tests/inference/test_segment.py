@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monai_attention import bundles
+from monai_attention.cohort.phases import Phases
 from monai_attention.errors import Refusal
-from monai_attention.inference.phases import Phases
 from monai_attention.inference.predict import predict
 from monai_attention.inference.segment import segment
 from monai_attention.inference.sliding_window import settings_of

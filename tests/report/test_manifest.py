@@ -81,6 +81,6 @@ def test_the_table_has_a_row_per_case_and_class(tmp_path):
 def test_writing_reports_imports_neither_torch_nor_monai():
     modules = "page, preview, tables, manifest"
     code = f"import sys; from monai_attention.report import {modules}; manifest.versions(); "
-    code += "from monai_attention.inference import ledger; print({'torch', 'monai'} & set(sys.modules))"
+    code += "from monai_attention.cohort import ledger; print({'torch', 'monai'} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout == "set()\n"

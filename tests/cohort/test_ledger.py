@@ -14,15 +14,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from monai_attention.cohort import ledger
+from monai_attention.cohort.ledger import claim, fingerprint, finished_record, is_finished, part, start_over
 from monai_attention.errors import Refusal
-from monai_attention.inference import ledger
-from monai_attention.inference.ledger import claim, fingerprint, finished_record, is_finished, part, start_over
 from monai_attention.io.write import replacing, write_json
 
 WORKER = """
 import sys, time
 from pathlib import Path
-from monai_attention.inference.ledger import claim, is_finished, start_over
+from monai_attention.cohort.ledger import claim, is_finished, start_over
 from monai_attention.io.write import write_json
 output, go = Path(sys.argv[1]), Path(sys.argv[2])
 (go / f"ready-{sys.argv[3]}").touch()
@@ -41,7 +41,7 @@ for k in range(20):
 
 HOLDER = """
 import sys, time
-from monai_attention.inference.ledger import claim
+from monai_attention.cohort.ledger import claim
 with claim(sys.argv[1]) as mine:
     print(mine, flush=True)
     time.sleep(60)

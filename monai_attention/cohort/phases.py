@@ -1,4 +1,4 @@
-"""What a case cost: seconds and peak memory by phase."""
+"""What a case cost: seconds and peak memory by phase; and whether it was too much."""
 
 from __future__ import annotations
 
@@ -45,3 +45,11 @@ class Phases:
 
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a device or on the CPU."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    texts = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
