@@ -233,10 +233,10 @@ def _named(found: Sequence[_Found]) -> list[Case]:
 
 def _name(found: _Found, base: Path) -> str:
     below = os.path.relpath(strip_suffix(found.path), base)
-    return _safe(found.id or (base.name if below == "." else below))
+    return safe_name(found.id or (base.name if below == "." else below))
 
 
-def _safe(text: str) -> str:
+def safe_name(text: str) -> str:
     """A folder name for every file system: no separators, blanks or reserved characters, and not too long."""
     name = unicodedata.normalize("NFC", text).replace(os.sep, "__")
     name = re.sub(r"[\s<>:\"/\\|?*\x00-\x1f\x7f\ud800-\udfff]+", "_", name).strip(".") or "case"

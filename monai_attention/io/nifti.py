@@ -48,7 +48,7 @@ def read_header(path: Path, options: ReadOptions, requirements: Requirements | N
         Refusal: E-FORMAT, E-CORRUPT, E-TRUNCATED, E-SIZE, E-DIMENSIONS, E-4D, E-NOT-SCALAR, E-AFFINE,
             E-AFFINE-CONFLICT, E-NO-ORIENTATION or E-SPACING.
     """
-    with payload.opened(path, compression=_compression(path)) as stream:
+    with payload.opened(path, compression=compression_of(path)) as stream:
         return _parse(stream, path, options, requirements)
 
 
@@ -61,7 +61,7 @@ def read(path: Path, options: ReadOptions, requirements: Requirements | None) ->
     Raises:
         Refusal: those of `read_header`; E-TRUNCATED, E-CORRUPT or E-SIZE when the data are not what the header says.
     """
-    with payload.opened(path, compression=_compression(path)) as stream:
+    with payload.opened(path, compression=compression_of(path)) as stream:
         header = _parse(stream, path, options, requirements)
         payload.skip(stream, header.begin - stream.tell(), path)
         stored = payload.take(stream, header.size, path)
@@ -71,13 +71,13 @@ def read(path: Path, options: ReadOptions, requirements: Requirements | None) ->
     return Volume(array, header.affine, path, notes=header.notes)
 
 
-def _compression(path: Path) -> str | None:
+def compression_of(path: Path) -> str | None:
     return "gzip" if path.suffix.lower() == ".gz" else None
 
 
 def _parse(stream: BinaryIO, path: Path, options: ReadOptions, requirements: Requirements | None) -> NiftiHeader:
-    raw = _raw_header(stream, path)
-    dtype = _dtype(raw, path)
+    raw = raw_header(stream, path)
+    dtype = dtype_of(raw, path)
     shape, volumes = _dimensions(raw, path)
     index, channels = _chosen(volumes, path, options, requirements)
     affine, notes = nifti_affine.choose(raw, shape, path, options, requirements)
@@ -94,7 +94,7 @@ def _parse(stream: BinaryIO, path: Path, options: ReadOptions, requirements: Req
     end = int(begin) + volume_bytes * volumes
     needed = channels * math.prod(shape) * (dtype.itemsize + 4)
     payload.expect_memory(path, needed, options.max_memory)
-    payload.expect_size(path, end, compression=_compression(path))
+    payload.expect_size(path, end, compression=compression_of(path))
     return NiftiHeader(
         source=path,
         shape=shape,
@@ -102,14 +102,14 @@ def _parse(stream: BinaryIO, path: Path, options: ReadOptions, requirements: Req
         channels=channels,
         notes=notes,
         dtype=dtype,
-        scaling=_scaling(raw, path),
+        scaling=scaling_of(raw, path),
         begin=int(begin) + volume_bytes * index,
         size=volume_bytes * channels,
         end=end,
     )
 
 
-def _raw_header(stream: BinaryIO, path: Path) -> Any:
+def raw_header(stream: BinaryIO, path: Path) -> Any:
     """The header as it is stored, nothing repaired; E-FORMAT for what is not a single-file NIfTI."""
     first = stream.read(348)
     if len(first) < 348:
@@ -134,7 +134,7 @@ def _raw_header(stream: BinaryIO, path: Path) -> Any:
     return raw
 
 
-def _dtype(raw: Any, path: Path) -> np.dtype:
+def dtype_of(raw: Any, path: Path) -> np.dtype:
     code = int(raw["datatype"])
     try:
         dtype = raw.get_data_dtype()
@@ -192,7 +192,7 @@ def _chosen(volumes: int, path: Path, options: ReadOptions, requirements: Requir
     raise Refusal("E-4D", message, path=path, remedy=f"choose one with --volume K, K from 0 to {volumes - 1}")
 
 
-def _scaling(raw: Any, path: Path) -> tuple[float, float] | None:
+def scaling_of(raw: Any, path: Path) -> tuple[float, float] | None:
     """Slope and intercept; None where the slope is 0, NaN or infinite, which the standard calls no scaling."""
     try:
         slope, inter = raw.get_slope_inter()

@@ -17,13 +17,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from monai_attention.errors import Refusal
 from monai_attention.io.geometry import corners, spacing
 from monai_attention.io.process import Process
+
+if TYPE_CHECKING:
+    from nibabel import Nifti1Image
 
 logger = logging.getLogger(__name__)
 
@@ -159,24 +162,35 @@ def write_nifti(path: str | Path, array: np.ndarray, affine: np.ndarray, *, slop
         affine: shape (4, 4), voxel index -> RAS world mm.
         slope: readers multiply the array by it.
     """
-    import nibabel
-
     if not str(path).endswith(".nii.gz"):
         raise ValueError(f"the name must end in .nii.gz, got {path}")
+    image = nifti_image(array, affine)
+    image.header.set_slope_inter(slope, 0)
+    write_image(path, image)
+
+
+def nifti_image(array: np.ndarray, affine: np.ndarray) -> Nifti1Image:
+    """A NIfTI image in mm whose sform and, where it can say the same, qform are the affine; see `write_nifti`."""
+    import nibabel
+
     image = nibabel.Nifti1Image(array, affine)
     image.header.set_xyzt_units("mm")
-    image.header.set_slope_inter(slope, 0)
     image.set_sform(affine, code="scanner")
     image.set_qform(affine, code="scanner", strip_shears=True)
-    difference = corners(image.get_qform(), array.shape) - corners(affine, array.shape)
+    difference = corners(image.get_qform(), array.shape[:3]) - corners(affine, array.shape[:3])
     if np.abs(difference).max() > QFORM_TOLERANCE * spacing(affine).min():
         image.set_qform(None, code="unknown")
-    with (
-        replacing(path) as temporary,
-        temporary.open("wb") as file,
-        gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=file, mtime=0) as stream,
-    ):
-        image.to_stream(stream)
+    return image
+
+
+def write_image(path: str | Path, image: Nifti1Image) -> None:
+    """Write a NIfTI image, compressed if the name ends in `.gz`; the same image always gives the same bytes."""
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        if not str(path).endswith(".gz"):
+            image.to_stream(file)
+            return
+        with gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=file, mtime=0) as stream:
+            image.to_stream(stream)
 
 
 def _temporary_name(name: str) -> str:

@@ -181,7 +181,7 @@ def test_a_folder_that_cannot_be_listed_is_refused(tmp_path):
 
 @given(st.text(min_size=1))
 def test_ids_are_safe_names(text):
-    name = cases._safe(text)
+    name = cases.safe_name(text)
     assert name
     assert len(name.encode()) <= cases.MAX_ID_BYTES
     assert not set(name) & set('/\\:*?"<>| \0')
