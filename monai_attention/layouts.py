@@ -12,7 +12,13 @@ its weights depend on is dealt with here, or is an option of the network that is
 `transmorph`, `transmorph_bayes` -> `TransMorph`: the base form is the default. Large: `feature_size` 128, `depths`
 (2, 2, 12, 2), `num_heads` (4, 4, 8, 16). Small: 48, (2, 2, 4, 2), (4, 4, 4, 4). Tiny: 6, (2, 2, 4, 2), (2, 2, 4, 4).
 Lrn, Sin, NoRPE: `position` "learned", "sinusoidal", "none". Without skips: `conv_skips`, `attention_skips` False.
-OASIS: `half_resolution`. Of diff (`out_channels` 6, `half_resolution`, but for "Org-Res") and Bayes the network only.
+OASIS: `half_resolution`. Diff: `out_channels` 6, and `half_resolution`, but for "Org-Res"; its velocities become such
+that time 1 gives what the authors' code gives, which leaves out the scaling of scaling and squaring. Bayes:
+`dropout_rate` 0.15.
+
+`transmorph_bspl` -> `SplineTransMorph`. `transmorph_bayes_scrambled` -> `ScrambledTransMorph`: Bayes from the authors'
+folder `TransMorph/`; the file cannot tell it from that of `IXI/`, for which the weights were published.
+What the fields of OASIS, diff at half resolution, and bspl stand for is told by `registration.published`.
 
 `monai_swinunetr_1.5`, `monai_swinunetr_0.9`, `monai_swinunetr_mergingv2`, `monai_swinvit_0.9` -> `FlexSwinUNETR`: the
 options of MONAI's `SwinUNETR` (`residual_stages` is its `use_v2`), and `merging`, which the file cannot tell: weights
@@ -23,6 +29,7 @@ trained with MONAI 0.9 to 1.4, all that were published, need "monai_0.9"; later 
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -179,13 +186,17 @@ _TRANSMORPH: Rules = (
     (r"^up(\d)\.conv(\d)\.0\.", r"decoder.\1.convs.conv\2.conv."),
     (r"^c(\d)\.0\.", lambda m: f"decoder.{2 + int(m[1])}.skip.conv."),
     (r"^reg_head\.0\.", "head."),
+    (r"^resize_conv\.(\d)\.0\.", lambda m: f"head.{2 * int(m[1])}."),
+    (r"^out_layer\.", "head.4."),
 )
+_TRANSMORPH_DIFF_SCALE = 2**7  # seven squarings of a velocity that is not divided before
 
 
 def _from_transmorph(state: Mapping[str, Tensor], network: nn.Module) -> Converted:
     """`TransMorph` of any tree, or the network inside its Bayesian form -> `TransMorph`.
 
-    In the probabilistic form the heads for mean and variance become one with twice the channels.
+    In the probabilistic form the heads for mean and (logarithm of the) variance become one with twice the channels, of
+    the velocity in voxels per unit of time.
     """
     wanted = network.state_dict()
     # Convolutions for skips are there in forms without such skips, and tables in the form without relative positions,
@@ -200,10 +211,13 @@ def _from_transmorph(state: Mapping[str, Tensor], network: nn.Module) -> Convert
             dropped.append(key)
         else:
             converted[new] = value
-    for kind in ("weight", "bias"):
-        if f"flow_mean.{kind}" in converted:
-            heads = [converted.pop(f"{name}.{kind}") for name in ("flow_mean", "flow_sigma")]
-            converted[f"head.{kind}"] = torch.cat(heads)
+    if "flow_mean.weight" in converted:
+        scale, larger = _TRANSMORPH_DIFF_SCALE, 2 * math.log(_TRANSMORPH_DIFF_SCALE)
+        weights, biases = (
+            [converted.pop(f"flow_{name}.{kind}") for name in ("mean", "sigma")] for kind in ("weight", "bias")
+        )
+        converted["head.weight"] = torch.cat([scale * weights[0], weights[1]])
+        converted["head.bias"] = torch.cat([scale * biases[0], biases[1] + larger])
     return Converted(converted, tuple(dropped))
 
 
@@ -272,5 +286,9 @@ LAYOUTS: dict[str, Layout] = {
     ),
     "transmorph": Layout("transformer.patch_embed.proj.weight", "TransMorph", _from_transmorph),
     "transmorph_bayes": Layout("net.transformer.patch_embed.proj.weight", "TransMorph", _from_transmorph),
+    "transmorph_bayes_scrambled": Layout(
+        "net.transformer.patch_embed.proj.weight", "ScrambledTransMorph", _from_transmorph
+    ),
+    "transmorph_bspl": Layout("resize_conv.0.0.weight", "SplineTransMorph", _from_transmorph),
     "nnformer": Layout("model_down.patch_embed.proj1.conv1.weight", "NNFormer", _from_nnformer),
 }

@@ -9,6 +9,7 @@ The original's weights go through our conversion with gradients, so that gradien
 original's own terms, whatever the conversion does.
 """
 
+import functools
 import json
 import math
 import zlib
@@ -17,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 
@@ -26,7 +26,11 @@ from monai_attention.layouts import LAYOUTS
 from monai_attention.networks.flex_swin_unetr import FlexSwinUNETR
 from monai_attention.networks.flex_unetr import FlexUNETR
 from monai_attention.networks.nnformer import NNFormer, SkipBlock
-from monai_attention.networks.transmorph import TransMorph
+from monai_attention.networks.transmorph import ScrambledTransMorph, SplineTransMorph, TransMorph
+from monai_attention.registration.bspline import bspline
+from monai_attention.registration.fields import warp
+from monai_attention.registration.model import RegistrationModel
+from monai_attention.registration.published import TransMorphDiff, TransMorphOasis, TransMorphSpline, off_place
 
 FOLDER = Path(__file__).parent / "data/parity"
 OUTPUT_TOLERANCE = {"rtol": 1e-4, "atol": 5e-5}
@@ -75,7 +79,8 @@ def run(spec, given):
     leaves = {key: x.double().requires_grad_() for key, x in state.items() if x.is_floating_point()}
     converted = _convert({**state, **leaves}, layout, ours)
     assert {k: v.shape for k, v in converted.items()} == {k: v.shape for k, v in ours.state_dict().items()}
-    ours.train(len(spec["outputs"]) > 1)  # for logits at all scales; at rates of 0 nothing else differs in training
+    # For logits at all scales; at rates of 0 nothing else differs in training.
+    ours.train(spec["config"].get("deep_supervision", False))
     outputs = functional_call(ours, converted, tuple(x.double() for x in given))
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     loss = sum(output.square().mean() for output in outputs)
@@ -200,8 +205,9 @@ class _SkipBlock(nn.Module):
 
 
 def _convert(state, layout, network):
-    if isinstance(network, _Warping):
-        return {f"network.{key}": x for key, x in convert(state, layout, network.network).state.items()}
+    if isinstance(network, _Registration):
+        whole = convert(state, layout, network.model.network).state
+        return {f"model.network.{key}": x for key, x in whole.items()}
     if not isinstance(network, _SkipBlock):
         return convert(state, layout, network).state
     whole = {key.replace("blk.", "decoder.layers.0.blocks.0."): x for key, x in state.items()}
@@ -210,38 +216,66 @@ def _convert(state, layout, network):
     return {key.replace("decoder.0.mix.", "block."): x for key, x in named.items()}
 
 
-class _Warping(nn.Module):
-    """TransMorph as the original has it: also the moving image, warped."""
+class _Registration(nn.Module):
+    """TransMorph as the original has it: the moving image, warped, and fields in the original's units."""
 
-    def __init__(self, config, *, half_resolution=False, **options):
+    def __init__(self, model, fields):
         super().__init__()
-        self.align_corners = not half_resolution  # the OASIS code samples with a convention of its own
-        self.network = TransMorph(
-            config["in_chans"],
-            3,
-            window=config["window_size"][:3],
-            feature_size=config["embed_dim"],
-            depths=config["depths"],
-            num_heads=config["num_heads"],
-            conv_skips=config["if_convskip"],
-            attention_skips=config["if_transskip"],
-            half_resolution=half_resolution,
-            drop_path_rate=0.0,
-            **options,
-        )
+        self.model, self.fields = model, fields
 
-    def forward(self, x):
-        flow = self.network(x)
-        size = flow.shape[2:]
-        identity = torch.stack(torch.meshgrid(*[torch.arange(n, dtype=x.dtype) for n in size], indexing="ij"))
-        ends = torch.tensor([n - 1 for n in size], dtype=x.dtype).view(3, 1, 1, 1)
-        places = (2 * ((identity + flow) / ends - 0.5)).movedim(1, -1).flip(-1)
-        return F.grid_sample(x[:, :1], places, align_corners=self.align_corners), flow
+    def forward(self, *images):
+        moving, fixed = images[0].chunk(2, dim=1) if len(images) == 1 else images
+        ddf = self.model(moving, fixed)
+        return warp(moving, ddf), *self.fields(self.model, ddf, moving, fixed)
 
 
-def _transmorph(config):
+def _ends(ddf):
+    """Last voxel of each axis, a number for each component."""
+    return torch.tensor([n - 1 for n in ddf.shape[2:]], dtype=ddf.dtype).view(1, 3, 1, 1, 1)
+
+
+def _displacement(model, ddf, moving, fixed):
+    return (ddf,)
+
+
+def _displacement_between_centres(model, ddf, moving, fixed):
+    """In voxels of centres that are spread to the image's edges."""
+    return ((ddf - off_place(ddf.shape[2:], like=ddf)) * _ends(ddf) / (_ends(ddf) + 1),)
+
+
+def _from_minus_1_to_1(model, ddf, moving, fixed):
+    """Places, and displacements, where the image's centres reach from -1 to 1."""
+    displacement = 2 * ddf / _ends(ddf)
+    axes = [torch.linspace(-1, 1, n, dtype=ddf.dtype) for n in ddf.shape[2:]]
+    return displacement + torch.stack(torch.meshgrid(*axes, indexing="ij")), displacement
+
+
+def _velocity_and_displacement(model, ddf, moving, fixed):
+    size = ddf.shape[2:]
+    return bspline(model.predict(moving, fixed)[0], model.control_spacing, size), ddf - off_place(size, like=ddf)
+
+
+def _transmorph(config, kind=TransMorph, model=RegistrationModel, fields=_displacement, layout="transmorph", **options):
     position = {(True, False): "learned", (False, True): "sinusoidal"}.get((config["ape"], config["spe"]), "relative")
-    return _Warping(config, position=position if config.get("rpe", True) else "none"), "transmorph"
+    network = kind(
+        config["in_chans"],
+        window=config["window_size"][:3],
+        feature_size=config["embed_dim"],
+        depths=config["depths"],
+        num_heads=config["num_heads"],
+        position=position if config.get("rpe", True) else "none",
+        conv_skips=config["if_convskip"],
+        attention_skips=config["if_transskip"],
+        drop_path_rate=0.0,
+        **options,
+    )
+    return _Registration(model(network), fields), layout
+
+
+_flow = functools.partial(RegistrationModel, integration_steps=7, padding="zeros")
+_diff = functools.partial(_transmorph, fields=_from_minus_1_to_1, out_channels=6)
+_oasis = functools.partial(_transmorph, model=TransMorphOasis, fields=_displacement_between_centres)
+_spline = functools.partial(_transmorph, kind=SplineTransMorph, model=TransMorphSpline)
 
 
 def _swin(config, *, merging="monai_1.5", layout="1.5", window=(7, 7, 7)):
@@ -260,8 +294,14 @@ _MAKERS = {
     "monai14_swinunetr": lambda config: _swin(config, merging="monai_0.9", layout="0.9"),
     "monai_swinunetr_mergingv2": lambda config: _swin(config, merging="raster", layout="mergingv2"),
     "monai_swinunetr": _swin,
-    "transmorph_oasis": lambda config: (_Warping(config, half_resolution=True), "transmorph"),
-    "transmorph_bayes_ixi": lambda config: (_Warping(config), "transmorph_bayes"),
+    "transmorph_diff_orgres": functools.partial(_diff, model=_flow),
+    "transmorph_diff": functools.partial(_diff, model=TransMorphDiff, half_resolution=True),
+    "transmorph_oasis": functools.partial(_oasis, half_resolution=True),
+    "transmorph_bayes_ixi": functools.partial(_transmorph, layout="transmorph_bayes"),
+    "transmorph_bayes_main": functools.partial(
+        _transmorph, kind=ScrambledTransMorph, layout="transmorph_bayes_scrambled"
+    ),
+    "transmorph_bspl": functools.partial(_spline, fields=_velocity_and_displacement, layout="transmorph_bspl"),
     **{
         f"transmorph_{form}": _transmorph
         for form in ("small", "tiny", "lrn", "sin", "norpe", "noconvskip", "notransskip", "pad", "batch2")

@@ -9,12 +9,16 @@ Differences from the paper and from the authors' code:
 - any input size: the image is zero-padded at its end to a multiple of 4 x 2**(stages - 1), the output cropped; the
   original wants multiples of 32;
 - windows of 128 tokens and more keep no score matrix for the backward pass, and shifted windows need no mask;
-- the paper's variants are options: with learned or sinusoidal positions, without skips, at half resolution.
+- the paper's variants are options: with learned or sinusoidal positions, without skips, at half resolution (for OASIS,
+  diff), with dropout (Bayes), with twice the channels for mean and variance (diff); bspl is `SplineTransMorph`;
+- where the authors' forms interpolate what was decoded at half resolution, it is given as it is;
+- dropout also acts on the image's tokens; in the authors' Bayes only within blocks and on convolutions of the image.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +29,8 @@ from torch import Tensor, nn
 from monai_attention.blocks.convolution import channels_last
 from monai_attention.blocks.patches import crop_to, double, interpolate_grid, pad_to_multiple
 from monai_attention.blocks.recompute import run
-from monai_attention.blocks.swin import PatchMerging, rising_rates, swin_blocks
+from monai_attention.blocks.swin import PatchMerging, WindowAttention, rising_rates, swin_blocks
+from monai_attention.blocks.windows import crop_grid, pad_grid
 
 POSITIONS = ("none", "relative", "learned", "sinusoidal")
 _HEAD_CHANNELS = 16
@@ -145,15 +150,16 @@ class TransMorph(nn.Module):
             `learned` or `sinusoidal` position in the image.
         conv_skips: give the last two stages of the decoder convolutions of the image.
         attention_skips: give the others the encoder's feature maps.
-        half_resolution: decode up to half the resolution, and interpolate the result.
+        half_resolution: decode up to half the resolution only.
         dropout_rate: everywhere, in training only.
         drop_path_rate: of the last block, rising from 0; in training only.
         use_checkpoint: recompute blocks and decoder stages in the backward pass; see `blocks.recompute.run`.
         attention_backend: see `monai_attention.blocks.window_attention.window_attention`.
 
-    The last layer starts near zero: an untrained network moves nothing.
+    The last layer starts near zero: an untrained network moves nothing. A logarithm of the variance starts at -10.
 
     Shape: (B, in_channels, *S) -> (B, out_channels, *S), any S: displacement in voxels, component i along array axis i.
+    At half resolution (B, out_channels, *ceil(S / 2)), in voxels of that grid.
 
     Parameters: 46.77 M with 2 -> 3 channels and the defaults.
     """
@@ -224,18 +230,18 @@ class TransMorph(nn.Module):
         self.head = Conv["conv", dims](_HEAD_CHANNELS, out_channels, kernel_size=3, padding=1)
         nn.init.normal_(self.head.weight, std=1e-5)
         nn.init.zeros_(self.head.bias)
+        if out_channels == 2 * dims:
+            nn.init.constant_(self.head.bias[dims:], -10.0)
         channels_last(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Displacement (B, out_channels, *S) for images (B, in_channels, *S)."""
-        size = x.shape[2:]
-        y = self.head(self.features(pad_to_multiple(x, self.multiple)))
-        if self.half_resolution:
-            y = double(y)
-        return crop_to(y, size)
+        """Displacement (B, out_channels, *S), or at half resolution, for images (B, in_channels, *S)."""
+        size = [-(-n // 2) for n in x.shape[2:]] if self.half_resolution else x.shape[2:]
+        return crop_to(self.head(self.features(x)), size)
 
     def features(self, x: Tensor) -> Tensor:
-        """What the head sees, at full or half resolution, of images (B, in_channels, *S), S multiples of `multiple`."""
+        """What the head sees, at full or half resolution, of images padded to multiples of `multiple`."""
+        x = pad_to_multiple(x, self.multiple)
         skips: list[Tensor] = [x, x]
         y = run(self.tokens, x, checkpoint=self.use_checkpoint)
         for stage in self.encoder:
@@ -245,3 +251,92 @@ class TransMorph(nn.Module):
         for stage in self.decoder:
             y = run(stage, y, skips.pop(), checkpoint=self.use_checkpoint)
         return y
+
+
+class SplineTransMorph(TransMorph):
+    """TransMorph that gives the control points of a cubic B-spline ("bspl").
+
+    What is decoded at half resolution is interpolated to the grid of control points, and convolved there, as by Qiu et
+    al., "Learning diffeomorphic and modality-invariant registration using B-splines", MIDL 2021, PMLR 143.
+
+    Args:
+        in_channels: see `TransMorph`.
+        out_channels: see `TransMorph`.
+        control_spacing: voxels between control points along each axis.
+        feature_size: see `TransMorph`.
+        options: other arguments of `TransMorph`, but `half_resolution`.
+
+    Shape: (B, in_channels, *S) -> (B, out_channels, *ceil((S - 1) / control_spacing) + 3), any S: velocity in voxels of
+    the images; control point i of an axis lies at voxel (i - 1) * control_spacing.
+
+    Parameters: 46.81 M with 2 -> 3 channels and the defaults.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 2,
+        out_channels: int = 3,
+        *,
+        control_spacing: Sequence[int] = (3, 3, 3),
+        feature_size: int = 96,
+        **options: Any,
+    ) -> None:
+        super().__init__(in_channels, out_channels, feature_size=feature_size, half_resolution=True, **options)
+        dims, half, width = self.head.weight.ndim - 2, feature_size // 2, 32
+        if len(control_spacing) != dims:
+            raise ValueError(f"control_spacing must have an element an axis of window, {dims}; got {control_spacing}")
+        self.control_spacing = tuple(control_spacing)
+        last = self.decoder[-1]
+        assert isinstance(last, DecoderStage)
+        self.decoder[-1] = DecoderStage(feature_size, half, dims, skip_channels=half, skip=last.skip)
+        self.resize = {2: "bilinear", 3: "trilinear"}[dims]
+        self.head = nn.Sequential(
+            Conv["conv", dims](half, width, kernel_size=3, padding=1),
+            nn.LeakyReLU(0.2),
+            Conv["conv", dims](width, width, kernel_size=3, padding=1),
+            nn.LeakyReLU(0.2),
+            Conv["conv", dims](width, out_channels, kernel_size=3, padding=1),
+        )
+        nn.init.normal_(self.head[-1].weight, std=1e-5)
+        nn.init.zeros_(self.head[-1].bias)
+        channels_last(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Velocity of the control points for images (B, in_channels, *S)."""
+        size = x.shape[2:]
+        points = [-(-(n - 1) // gap) + 3 for n, gap in zip(size, self.control_spacing, strict=True)]
+        y = crop_to(self.features(x), [-(-n // 2) for n in size])
+        return self.head(F.interpolate(y, size=points, mode=self.resize))
+
+
+class ScrambledAttention(WindowAttention):
+    """Window attention that puts the tokens of its windows back in a wrong order. 3-D only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix tokens within each window, and displace them."""
+        grid = x.shape[1:-1]
+        y = super().forward(pad_grid(x, self.window)).roll([-s for s in self.shift], dims=(1, 2, 3))
+        (a, i), (b, j), (c, k) = ((n // w, w) for n, w in zip(y.shape[1:-1], self.window, strict=True))
+        y = y.view(-1, a, i, b, j, c, k, y.shape[-1])
+        # The right order would be as it is; theirs is (window, window, token) in place of (token, window, window).
+        y = y.permute(0, 1, 5, 4, 3, 2, 6, 7).reshape(-1, a * i, b * j, c * k, y.shape[-1])
+        return crop_grid(y.roll(self.shift, dims=(1, 2, 3)), grid)
+
+
+class ScrambledTransMorph(TransMorph):
+    """TransMorph as the Bayesian form in the authors' folder `TransMorph/` computes it; that in `IXI/` is right.
+
+    Their `window_reverse` is not the inverse of their `window_partition`. Only for weights that were trained so.
+
+    Args:
+        arguments: of `TransMorph`, for three axes.
+        options: of `TransMorph`.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        for layer in self.modules():
+            if isinstance(layer, WindowAttention):
+                if len(layer.window) != 3:
+                    raise ValueError(f"window must have 3 elements; got {layer.window}")
+                layer.__class__ = ScrambledAttention  # the same parameters by the same names

@@ -1,9 +1,11 @@
+import math
+
 import pytest
 import torch
 
 from monai_attention.checkpoints import load_weights
 from monai_attention.errors import Refusal
-from monai_attention.networks.transmorph import TransMorph, sinusoids
+from monai_attention.networks.transmorph import ScrambledTransMorph, SplineTransMorph, TransMorph, sinusoids
 from tests import parity
 
 SMALL = {"window": (2, 2), "feature_size": 8, "depths": (1, 1), "num_heads": (2, 2)}
@@ -29,19 +31,27 @@ def test_published_networks_have_as_many_parameters(options, published):
     assert sum(p.numel() for p in network.parameters()) == published
 
 
-def test_untrained_it_moves_nothing():
+def test_the_published_spline_form_has_as_many_parameters():
+    with torch.device("meta"):
+        network = SplineTransMorph()
+    assert sum(p.numel() for p in network.parameters()) == 46_806_307
+    assert "46.81 M" in SplineTransMorph.__doc__
+
+
+def test_untrained_it_moves_nothing_and_is_sure_of_it():
     torch.manual_seed(0)
-    assert TransMorph(2, 2, **SMALL)(torch.rand(1, 2, 16, 16)).abs().max() < 1e-2
+    x = torch.rand(1, 2, 16, 16)
+    assert TransMorph(2, 2, **SMALL)(x).abs().max() < 1e-2
+    assert SplineTransMorph(2, 2, control_spacing=(3, 4), **SMALL)(x).abs().max() < 1e-2
+    mean, log_variance = TransMorph(2, 4, **SMALL)(x).chunk(2, dim=1)
+    assert mean.abs().max() < 1e-2
+    torch.testing.assert_close(log_variance, torch.full_like(log_variance, -10.0), rtol=0, atol=1e-2)
 
 
-def test_a_displacement_at_half_resolution_is_interpolated_not_scaled():
-    network = TransMorph(2, 2, half_resolution=True, **SMALL).eval()
-    with torch.no_grad():
-        network.head.weight.zero_()
-        network.head.bias.copy_(torch.tensor([1.5, -2.0]))
+def test_coarser_outputs_are_on_grids_of_their_own():
     x = torch.rand(1, 2, 19, 8)
-    assert network.features(torch.rand(1, 2, 16, 8)).shape == (1, 16, 8, 4)
-    torch.testing.assert_close(network(x), torch.tensor([1.5, -2.0]).view(1, 2, 1, 1).expand(1, 2, 19, 8))
+    assert TransMorph(2, 2, half_resolution=True, **SMALL)(x).shape == (1, 2, 10, 4)
+    assert SplineTransMorph(2, 2, control_spacing=(3, 4), **SMALL)(x).shape == (1, 2, 9, 5)
 
 
 def test_sinusoids_are_those_of_the_paper():
@@ -62,7 +72,9 @@ def test_a_window_of_one_token_along_an_axis_is_not_shifted():
 def test_tables_are_not_dropped_where_they_are_used(tmp_path):
     """Weights with relative positions do not load into a network without."""
     spec, _ = parity.fixture("transmorph_small")
-    network = parity.network({**spec, "name": "transmorph_norpe", "config": spec["config"] | {"rpe": False}})[0].network
+    network = parity.network({**spec, "name": "transmorph_norpe", "config": spec["config"] | {"rpe": False}})[
+        0
+    ].model.network
     torch.save(parity.weights(spec), tmp_path / "base.pt")
     with pytest.raises(Refusal, match=r"unexpected keys: .*position\.table") as refused:
         load_weights(network, tmp_path / "base.pt")
@@ -77,7 +89,11 @@ def test_mean_and_variance_become_one_head(tmp_path):
     torch.save({key: x.float() for key, x in state.items()}, tmp_path / "diff.pt")
     network = TransMorph(2, 6, window=(2, 2, 2), feature_size=24, num_heads=(2, 2, 4, 4), half_resolution=True)
     assert load_weights(network, tmp_path / "diff.pt").layout == "transmorph"
-    assert network.head.bias.tolist() == [1, 1, 1, 2, 2, 2]
+    # The authors' code squares seven times without dividing before: its velocities are 2**7 times larger than they say.
+    larger = 2 * math.log(128)
+    assert network.head.bias.tolist() == pytest.approx([128, 128, 128, 2 + larger, 2 + larger, 2 + larger])
+    assert (network.head.weight[:3] == 128).all()
+    assert (network.head.weight[3:] == 2).all()
 
 
 @pytest.mark.parametrize(
@@ -92,3 +108,12 @@ def test_mean_and_variance_become_one_head(tmp_path):
 def test_wrong_arguments_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         TransMorph(2, 2, **{**SMALL, **options})
+
+
+@pytest.mark.parametrize(
+    ("network_class", "message"),
+    [(SplineTransMorph, "an element an axis of window, 2"), (ScrambledTransMorph, "window must have 3 elements")],
+)
+def test_wrong_axes_of_other_forms_are_named(network_class, message):
+    with pytest.raises(ValueError, match=message):
+        network_class(2, 2, **SMALL)
