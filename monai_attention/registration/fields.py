@@ -70,14 +70,18 @@ def integrate(velocity: Tensor, steps: int = 7, *, padding: str = "border") -> T
     return ddf
 
 
-def invert(ddf: Tensor, *, iterations: int = 50, tolerance: float = 1e-3) -> tuple[Tensor, Tensor]:
+def invert(
+    ddf: Tensor, *, start: Tensor | None = None, iterations: int = 100, tolerance: float = 1e-3
+) -> tuple[Tensor, Tensor]:
     """The field of the inverse transformation on the same grid, by fixed-point iteration.
 
     Chen et al., "A simple fixed-point approach to invert a deformation field", Medical Physics 35 (2008),
-    doi:10.1118/1.2816107. There is no inverse where the field folds: look at the residual.
+    doi:10.1118/1.2816107. Where the field folds there are several ways back, of which this is
+    one: look at its Jacobian.
 
     Args:
         ddf: shape (B, n, *S). Beyond the grid it is taken to be as at the border.
+        start: a guess of the inverse; None: minus the field.
         iterations: at most.
         tolerance: in voxels; when no residual is larger, it ends.
 
@@ -85,16 +89,17 @@ def invert(ddf: Tensor, *, iterations: int = 50, tolerance: float = 1e-3) -> tup
         The inverse, and its residual, shape (B, 1, *S): how many voxels a point is off after going there and back.
     """
     ddf = ddf.to(_dtype(ddf))
-    inverse = -ddf
-    share, before = 1.0, float("inf")
+    inverse = -ddf if start is None else start.to(ddf)
+    share = torch.ones_like(ddf[:, :1])
+    before = torch.full_like(share, float("inf"))
     for _ in range(iterations):
         wrong = compose(ddf, inverse)  # 0 if there and back is where we were
-        worst = float(wrong.norm(dim=1).max())
-        if worst <= tolerance:
+        off = wrong.norm(dim=1, keepdim=True)
+        if float(off.max()) <= tolerance:
             break
-        if worst > before:
-            share = max(share / 2, 0.25)
-        before = worst
+        # Where the field is steep, whole steps go round in circles.
+        share = torch.where(off > 0.9 * before, (share / 2).clamp_min(0.05), share)
+        before = off
         inverse = inverse - share * wrong
     return inverse, compose(ddf, inverse).norm(dim=1, keepdim=True)
 

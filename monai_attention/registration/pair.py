@@ -1,0 +1,170 @@
+"""Two scans in, a transformation out: affine, then a network's field if there is a network, then optimisation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from monai_attention.cohort.phases import Phases
+from monai_attention.registration.affine import Affine, register_affine
+from monai_attention.registration.fields import warp
+from monai_attention.registration.optimise import Settings, optimise, whole_ddf
+from monai_attention.registration.scan import Scan, affine_of_grid, coarser, normalised
+from monai_attention.registration.similarities import similarity, suited
+from monai_attention.registration.transformation import Transformation
+
+MARGIN_MM = 12.0
+"""Around what is not background in the fixed scan; beyond it the field is as at this edge."""
+
+COARSEST_MM = 8.0
+"""Voxels of the first level; with coarser ones self-similarity was seen to lead astray."""
+
+OnStep = Callable[[str, int], None]
+"""Progress: called after each step with the name of the stage and its steps in all."""
+
+Network = Callable[[Scan, Scan], Tensor]
+"""From the moving and the fixed scan on one grid to a ddf there, (1, 3, *S)."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How pairs are registered.
+
+    Args:
+        similarity: `lncc`, `mi`, `mind`, or `auto`, by how alike the images are after the affine registration.
+        spacing: mm of the grid that the field is sought on.
+        steps: of the optimisation on that grid (more on coarser ones); 0: none.
+        weight: of the field's smoothness; None: as suits the similarity.
+        network: see `Network`; None: none.
+        seconds: the optimisation ends after so many; None: after all steps.
+    """
+
+    similarity: str = "auto"
+    spacing: float = 2.0
+    steps: int = 50
+    weight: float | None = None
+    network: Network | None = None
+    seconds: float | None = None
+
+
+WEIGHTS = {"lncc": 0.5, "mi": 2.0, "mind": 0.2}
+"""Of smoothness, by similarity."""
+
+
+@dataclass(frozen=True)
+class Registered:
+    """What was found, and how good it is.
+
+    Args:
+        transformation: fixed world -> moving world.
+        similarity: by name; the one that figures are of.
+        figures: `unlike` at each stage (`affine`, `network`, `optimised`): lower is better.
+        affine: what the affine registration found.
+        worse: whether the deformation made it worse, and was dropped.
+        losses: of the optimisation, a list a level.
+        start: a guess of the inverse of the deformation.
+    """
+
+    transformation: Transformation
+    similarity: str
+    figures: dict[str, float]
+    affine: Affine
+    worse: bool
+    losses: list[list[float]] = field(default_factory=list)
+    start: Tensor | None = None
+
+
+def register_pair(
+    fixed: Scan, moving: Scan, plan: Plan, phases: Phases, *, on_step: OnStep = lambda stage, total: None
+) -> Registered:
+    """Find the transformation of one pair.
+
+    Args:
+        fixed: any grid.
+        moving: any grid, any contrast.
+        plan: see `Plan`.
+        phases: keeps the time of `affine`, `network` and `optimise`.
+        on_step: progress.
+
+    Raises:
+        ValueError: a scan is constant, or there is no such similarity.
+    """
+    with phases.phase("affine"):
+        affine = register_affine(fixed, moving, on_step=lambda total: on_step("affine", total))
+    still, moved, seen = _on_one_grid(normalised(fixed), normalised(moving), affine.matrix, plan.spacing)
+    name = suited(moved.values, still.values, seen) if plan.similarity == "auto" else plan.similarity
+    unlike = similarity(name)
+
+    def judge(ddf: Tensor | None) -> float:
+        with torch.no_grad():
+            warped = moved.values if ddf is None else warp(moved.values, ddf, padding="border")
+            return float(unlike(warped, still.values, seen))
+
+    figures, ddf, losses, start = {"affine": judge(None)}, None, [], None
+    if plan.network is not None:
+        with phases.phase("network"), torch.no_grad():
+            ddf = plan.network(moved, still)
+        figures["network"] = judge(ddf)
+    if plan.steps:
+        weight = WEIGHTS[name] if plan.weight is None else plan.weight
+        factors = [factor for factor in (8, 4, 2) if factor * plan.spacing <= COARSEST_MM]
+        settings = Settings(
+            unlike,
+            weight=weight,
+            factors=[*factors, 1],
+            steps=[2 * plan.steps] * len(factors) + [plan.steps],
+            seconds=plan.seconds,
+        )
+        with phases.phase("optimise"):
+            found = optimise(
+                moved.values,
+                still.values,
+                settings,
+                initial=ddf,
+                mask=seen,
+                on_step=lambda total, _: on_step("deformation", total),
+            )
+        ddf, losses = found.ddf, found.losses
+        if plan.network is None:
+            start = whole_ddf(-found.velocity, still.shape, settings.integration_steps)
+        figures["optimised"] = judge(ddf)
+    worse = ddf is not None and judge(ddf) > figures["affine"]
+    kept = None if worse else ddf
+    transformation = Transformation(affine.matrix, kept, still.affine)
+    return Registered(transformation, name, figures, affine, worse, losses, None if worse else start)
+
+
+def _on_one_grid(fixed: Scan, moving: Scan, matrix: Tensor, spacing: float) -> tuple[Scan, Scan, Tensor]:
+    """Both scans on a grid of even spacing around what is to be seen in the fixed one, and where both are seen."""
+    fixed = evenly_spaced(cropped(fixed, MARGIN_MM), spacing)
+    points = Transformation(matrix)(fixed.points())
+    moving = coarser(moving, spacing)
+    moved = Scan(moving.at(points, padding="border"), fixed.affine)
+    return fixed, moved, moving.inside(points)
+
+
+def cropped(scan: Scan, margin_mm: float, threshold: float = 0.05) -> Scan:
+    """The part of a normalised scan that is brighter than a threshold, and some mm around it."""
+    bright = (scan.values[0] > threshold).any(dim=0)
+    box = []
+    for axis, step in enumerate(scan.spacing.tolist()):
+        found = bright.any(dim=[other for other in range(3) if other != axis]).nonzero().flatten()
+        margin = round(margin_mm / step)
+        box.append(slice(max(0, int(found[0]) - margin), int(found[-1]) + 1 + margin))
+    affine = scan.affine.clone()
+    affine[:3, 3] += affine[:3, :3] @ torch.tensor([float(part.start) for part in box], dtype=torch.float64)
+    return Scan(scan.values[:, :, box[0], box[1], box[2]], affine)
+
+
+def evenly_spaced(scan: Scan, spacing: float) -> Scan:
+    """The same with about this spacing along all axes: means where it was finer, interpolated where it was coarser."""
+    scan = coarser(scan, spacing)
+    size = [max(n, round(n * s / spacing)) for n, s in zip(scan.shape, scan.spacing.tolist(), strict=True)]
+    if tuple(size) == scan.shape:
+        return scan
+    values = F.interpolate(scan.values, size=tuple(size), mode="trilinear")
+    return replace(scan, values=values, affine=affine_of_grid(scan, size))

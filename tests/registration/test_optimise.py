@@ -1,0 +1,68 @@
+import pytest
+import torch
+
+from monai_attention.registration.fields import integrate, jacobian_determinant, warp
+from monai_attention.registration.local_correlation import LocalCorrelation
+from monai_attention.registration.optimise import Settings, optimise
+from tests.registration.test_fields import smooth
+
+SIZE = (20, 24, 22)
+
+
+def pair(amplitude=2.0):
+    """A smooth image, the same seen through a known field, and that field."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(1, 1, 6, 7, 6, generator=generator)
+    moving = torch.nn.functional.interpolate(coarse, SIZE, mode="trilinear")
+    ddf = integrate(smooth(SIZE, amplitude, dtype=torch.float32))
+    return moving, warp(moving, ddf, padding="border"), ddf
+
+
+def settings(**changes):
+    return Settings(
+        **{"similarity": LocalCorrelation(5), "weight": 0.05, "factors": (2, 1), "steps": (30, 30), **changes}
+    )
+
+
+@pytest.mark.parametrize("integration_steps", [0, 5])
+def test_the_warped_image_comes_to_look_like_the_fixed_one(integration_steps):
+    moving, fixed, truth = pair()
+    found = optimise(moving, fixed, settings(integration_steps=integration_steps))
+    before, after = (moving - fixed).abs().mean(), (warp(moving, found.ddf, padding="border") - fixed).abs().mean()
+    assert after < before / 4
+    assert (found.ddf - truth).norm(dim=1).mean() < truth.norm(dim=1).mean() / 2
+    assert jacobian_determinant(found.ddf).min() > 0
+    assert [len(level) for level in found.losses] == [30, 30]
+    assert not found.stopped
+
+
+def test_it_corrects_a_field_that_is_nearly_right():
+    moving, fixed, truth = pair()
+    few = settings(factors=(1,), steps=(8,), rate=0.03)
+    alone = optimise(moving, fixed, few)
+    helped = optimise(moving, fixed, few, initial=0.9 * truth)
+    assert (helped.ddf - truth).norm(dim=1).mean() < 0.5 * (alone.ddf - truth).norm(dim=1).mean()
+
+
+def test_what_the_mask_hides_does_not_matter():
+    moving, fixed, _ = pair()
+    mask = torch.ones(1, 1, *SIZE)
+    mask[:, :, :6] = 0
+    spoilt = torch.where(mask > 0, fixed, 5 * torch.rand(fixed.shape, generator=torch.Generator().manual_seed(1)))
+    few = settings(steps=(5, 5))
+    found = [optimise(moving, image, few, mask=mask).ddf for image in (fixed, spoilt)]
+    plain = [optimise(moving, image, few).ddf for image in (fixed, spoilt)]
+    # Of the coarser level's voxels on the mask's edge a part is spoilt.
+    assert (found[0] - found[1]).abs().mean() < 0.1 * (plain[0] - plain[1]).abs().mean()
+
+
+def test_it_stops_in_time_and_counts_its_steps():
+    moving, fixed, _ = pair()
+    seen = []
+    found = optimise(moving, fixed, settings(seconds=0.0), on_step=lambda total, loss: seen.append((total, loss)))
+    assert found.stopped
+    assert not found.ddf.any()
+    optimise(moving, fixed, settings(steps=(2, 3)), on_step=lambda total, loss: seen.append((total, loss)))
+    assert [total for total, _ in seen] == [5] * 5
+    with pytest.raises(ValueError, match="one shape"):
+        optimise(moving, fixed[..., 1:], settings())

@@ -1,0 +1,64 @@
+import pytest
+import torch
+
+from monai_attention.cohort.phases import Phases
+from monai_attention.registration.pair import Plan, cropped, evenly_spaced, register_pair
+from monai_attention.registration.scan import Scan
+from monai_attention.registration.similarities import SIMILARITIES, similarity, suited
+from tests.registration.make_scans import T2, head
+
+CPU = torch.device("cpu")
+
+
+def far_away(moving, fixed):
+    """What a network gives that has learned nothing good."""
+    return 6 * torch.randn(1, 3, *fixed.shape, generator=torch.Generator().manual_seed(0))
+
+
+def test_row_57_a_deformation_that_makes_it_worse_is_dropped():
+    scan = head(6.0)
+    plan = Plan(similarity="lncc", spacing=6.0, steps=0, network=far_away)
+    found = register_pair(scan, scan, plan, Phases(CPU))
+    assert found.worse
+    assert found.transformation.ddf is None
+    assert found.figures["network"] > found.figures["affine"]
+
+
+def test_a_network_helps_where_it_knows_better():
+    scan = head(6.0)
+    plan = Plan(similarity="lncc", spacing=6.0, steps=0, network=lambda moving, fixed: far_away(moving, fixed) * 0)
+    found = register_pair(scan, scan, plan, Phases(CPU))
+    assert not found.worse
+    assert found.transformation.ddf is not None
+
+
+def test_contrasts_that_differ_are_seen():
+    scan, other = head(6.0), head(6.0, brightness=T2)
+    one, two = (x.values / x.values.max() for x in (scan, other))
+    mask = torch.ones_like(one)
+    assert suited(one, one + 0.02, mask) == "lncc"
+    assert suited(two, one, mask) == "mind"
+    assert suited(two, one, torch.zeros_like(one)) == "mind"
+
+
+@pytest.mark.parametrize("name", SIMILARITIES)
+def test_an_image_is_most_like_itself(name):
+    image = head(6.0).values / 1100
+    unlike = similarity(name)
+    moved = image.roll(1, dims=2)
+    assert unlike(image, image, None) < unlike(moved, image, None)
+    with pytest.raises(ValueError, match="similarity must be auto or one of lncc, mi, mind"):
+        similarity("ssd")
+
+
+def test_the_grid_of_the_search_is_even_and_holds_what_is_seen():
+    values = torch.zeros(1, 1, 40, 40, 20)
+    values[:, :, 10:20, 15:25, 5:15] = 1
+    scan = Scan(values, torch.diag(torch.tensor([1.0, 2.0, 3.0, 1.0], dtype=torch.float64)))
+    part = cropped(scan, 6.0)
+    assert part.shape == (22, 16, 14)
+    assert float(part.values.sum()) == 1000
+    assert part.affine[:3, 3].tolist() == [4, 24, 9]
+    even = evenly_spaced(part, 2.0)
+    assert even.shape == (11, 16, 21)
+    torch.testing.assert_close(even.points().mean(dim=(2, 3, 4)), part.points().mean(dim=(2, 3, 4)))

@@ -1,0 +1,94 @@
+import numpy as np
+import torch
+
+from monai_attention.registration.scan import Scan, affine_of_grid, coarser, transform
+from monai_attention.registration.transformation import (
+    Transformation,
+    displacement,
+    from_displacement,
+    inverse,
+    resample,
+    usable,
+)
+from tests.registration.make_scans import rigid
+from tests.registration.test_fields import smooth
+
+
+def a_grid(size=(20, 18, 22), degrees=(10, -20, 30), spacing=(1.5, 2.0, 3.0)):
+    """An oblique, anisotropic grid with noise on it."""
+    affine = rigid(degrees, (5, -8, 12)) @ torch.diag(torch.tensor([*spacing, 1.0], dtype=torch.float64))
+    return Scan(torch.rand(1, 1, *size, generator=torch.Generator().manual_seed(0)), affine)
+
+
+def a_transformation(amplitude=1.5):
+    scan = a_grid()
+    return Transformation(rigid((5, 10, -15), (10, 20, -5)), smooth(scan.shape, amplitude).float(), scan.affine)
+
+
+def test_a_point_is_deformed_and_then_moved():
+    forward, scan = a_transformation(), a_grid()
+    p = scan.points()
+    mm = torch.einsum("ij,bj...->bi...", scan.affine[:3, :3].float(), forward.ddf)
+    torch.testing.assert_close(forward(p), transform(p + mm, forward.matrix), rtol=0, atol=1e-3)
+
+
+def test_there_and_back():
+    forward, scan = a_transformation(), a_grid()
+    back = inverse(forward)
+    p = scan.points()
+    assert (back.transformation(forward(p)) - p).norm(dim=1).max() < 0.4  # of up to 4.5 mm, on a grid of up to 3 mm
+    assert (forward(back.transformation(forward(p))) - forward(p)).norm(
+        dim=1
+    ).max() < 0.4  # of up to 4.5 mm, on a grid of up to 3 mm
+    assert back.residual_mm < 0.01
+    assert usable(back, 1.0)
+    assert not usable(back, back.residual_mm / 2)
+
+
+def test_row_59_a_fold_makes_an_inverse_useless():
+    back = inverse(a_transformation(8.0))
+    assert back.folds > 1
+    assert not usable(back, 100.0)
+
+
+def test_a_field_in_mm_is_the_transformation_it_came_from(monkeypatch):
+    monkeypatch.setattr("monai_attention.registration.transformation.PART_VOXELS", 1000)
+    forward, scan = a_transformation(), a_grid()
+    again = from_displacement(displacement(forward, scan), scan.affine.numpy())
+    p = scan.points()
+    torch.testing.assert_close(again(p), forward(p), rtol=0, atol=1e-3)
+    assert again.ddf.abs().max() < 2.5  # the affine part is apart
+    plain = from_displacement(displacement(Transformation(forward.matrix), scan), scan.affine.numpy())
+    torch.testing.assert_close(plain.matrix, forward.matrix, rtol=0, atol=1e-4)
+    assert plain.ddf.abs().max() < 1e-3
+
+
+def test_a_scan_is_resampled_once_in_the_world():
+    """A linear image is the same function of the world on any grid."""
+    slope = torch.tensor([0.3, -0.7, 1.1])
+
+    def ramp(points):
+        return torch.einsum("i,bi...->b...", slope, points)[:, None] + 500
+
+    moving = a_grid((60, 60, 60), (0, 5, 0), (4.0, 4, 4))
+    moving.affine[:3, 3] -= 100
+    moving = Scan(ramp(moving.points()), moving.affine)
+    fixed, forward = a_grid(), a_transformation()
+    torch.testing.assert_close(resample(moving, forward, fixed), ramp(forward(fixed.points())), rtol=1e-5, atol=1e-2)
+
+
+def test_beyond_the_field_of_view_is_the_least_value():
+    moving = Scan(torch.full((1, 1, 4, 4, 4), -500.0), torch.eye(4, dtype=torch.float64))
+    moving.values[0, 0, 0] = -1000
+    far = Transformation(rigid((0, 0, 0), (100, 0, 0)))
+    assert (resample(moving, far, moving) == -1000).all()
+
+
+def test_coarser_voxels_cover_the_same_space():
+    scan = a_grid((16, 12, 10), spacing=(1.0, 1.5, 4.0))
+    small = coarser(scan, 3.0)
+    assert small.shape == (5, 6, 10)
+    np.testing.assert_allclose(small.spacing.numpy(), [16 / 5, 3, 4])
+    torch.testing.assert_close(small.points().mean(dim=(2, 3, 4)), scan.points().mean(dim=(2, 3, 4)))
+    torch.testing.assert_close(affine_of_grid(scan, scan.shape), scan.affine)
+    assert abs(float(coarser(scan, 3.0).values.mean() - scan.values.mean())) < 1e-2
