@@ -17,8 +17,10 @@ _PUBLIC = {
     "MBANet": "monai_attention.networks.mbanet",
     "NNFormer": "monai_attention.networks.nnformer",
     "Refusal": "monai_attention.errors",
+    "RegistrationModel": "monai_attention.registration.model",
     "TransMorph": "monai_attention.networks.transmorph",
     "accelerate": "monai_attention.acceleration",
+    "register": "monai_attention.registration.register",
     "segment": "monai_attention.inference.segment",
 }
 
@@ -29,9 +31,11 @@ __all__ = [
     "MBANet",
     "NNFormer",
     "Refusal",
+    "RegistrationModel",
     "TransMorph",
     "__version__",
     "accelerate",
+    "register",
     "segment",
 ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import logging
 import os
@@ -12,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from monai_attention import DEFAULT_BUNDLE, __version__
+from monai_attention import DEFAULT_BUNDLE, __version__, cli_registration
 from monai_attention.errors import Refusal
 
 if TYPE_CHECKING:
@@ -202,6 +203,8 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--bundle", help="also compare with what this bundle accepts")
     one.add_argument("--full", action="store_true", help="read the voxels too, not only the headers")
     one.add_argument("--json", action="store_true", help="print JSON")
+
+    cli_registration.add_verbs(functools.partial(_verb, verbs))
 
     text = "list, describe and verify bundles"
     several = verbs.add_parser(

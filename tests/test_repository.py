@@ -36,12 +36,13 @@ ARROWS = {
     "acceleration": {"errors", "blocks"},
     "networks": {"errors", "blocks"},
     "cohort": {"errors", "io", "report"},
-    "registration": {"errors", "io", "bundles", "checkpoints", "report", "cohort"},
+    "registration": {"errors", "io", "bundles", "checkpoints", "blocks", "report", "cohort"},
     "synthesis": {"errors", "registration"},
     "inference": {"errors", "io", "bundles", "checkpoints", "report", "cohort"},
     "inference.demo": {"synthesis"},
     "finetune": {"errors", "io", "bundles", "checkpoints", "report", "cohort", "inference"},
-    "cli": {"errors", "io", "bundles", "report", "inference", "registration", "finetune"},
+    "cli_registration": {"registration"},
+    "cli": {"cli_registration", "errors", "io", "bundles", "report", "inference", "registration", "finetune"},
 }
 # What of others the rooms of networks may import; the rest of the package is free.
 OTHERS = {"blocks": ("torch", "monai.networks"), "networks": ("torch", "monai.networks")}

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from monai_attention import DEFAULT_BUNDLE, __version__, bundles
 from monai_attention.cohort import ledger
 from monai_attention.cohort.run import Cohort, RunCase
-from monai_attention.errors import Refusal
 from monai_attention.io.cases import Case, find_cases
 from monai_attention.io.volume import ReadOptions
 from monai_attention.io.write import check_writable
@@ -22,8 +21,6 @@ from monai_attention.report.page import write_report
 from monai_attention.report.tables import write_volumes
 
 if TYPE_CHECKING:
-    import torch
-
     from monai_attention.inference.case import Settings
 
 FORMATS = ("nifti", "dicom-seg")
@@ -149,28 +146,15 @@ def _settings(
     kinds: tuple[tuple[str, ...], bool],
 ) -> Settings:
     """Load the bundle; imports torch and monai, which takes seconds."""
-    import torch
-
+    from monai_attention.cohort.device import device_of
     from monai_attention.inference.case import Settings
 
-    names = (device or ("cuda" if torch.cuda.is_available() else "cpu")).split(",")
-    first, *others = [_device(name.strip()) for name in names]
+    first, *others = [device_of(name.strip()) for name in device.split(",")] if device else [device_of(None)]
     loaded = bundles.load(bundle, trust=trust, overrides=overrides)
     replicas = [(copy.deepcopy(loaded.network).to(place), place) for place in others]
     loaded.network.to(first)
     formats, uncertainty = kinds
     return Settings(loaded, first, options, formats, uncertainty, replicas, overrides)
-
-
-def _device(name: str) -> torch.device:
-    """A device that is there."""
-    import torch
-
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:  # torch's ways of saying that there is no such device
-        remedy = "leave --device away, or name one this computer has: cpu, cuda, cuda:1, mps"
-        raise Refusal("E-DEVICE", f"there is no device {name!r} to compute on", remedy=remedy) from error
 
 
 def _configuration_hash(bundle: Path) -> str:

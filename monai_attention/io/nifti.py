@@ -72,6 +72,7 @@ def read(path: Path, options: ReadOptions, requirements: Requirements | None) ->
 
 
 def compression_of(path: Path) -> str | None:
+    """By the name."""
     return "gzip" if path.suffix.lower() == ".gz" else None
 
 
@@ -135,6 +136,7 @@ def raw_header(stream: BinaryIO, path: Path) -> Any:
 
 
 def dtype_of(raw: Any, path: Path) -> np.dtype:
+    """Of the voxels, as a header says; E-NOT-SCALAR if a voxel is more than one number."""
     code = int(raw["datatype"])
     try:
         dtype = raw.get_data_dtype()

@@ -73,6 +73,7 @@ class CaseRecord(TypedDict, total=False):
     notes: list[Remark]
     geometry: Geometry
     volumes: dict[str, ClassVolume]  # by class name, background left out
+    figures: dict[str, Any]  # of a registration: similarity, folds, Dice, ...
     outputs: dict[str, str]  # "labels", "preview", "volumes", "dicom_seg" -> relative path
     seconds: dict[str, float]  # by phase: "read", "network", "write", ...
     peak_memory_mb: dict[str, float]  # by phase

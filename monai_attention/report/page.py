@@ -70,15 +70,15 @@ PAGE = """<!doctype html>
 <meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Segmentation report</title>
+<title>{title}</title>
 <style>{style}</style>
 </head>
 <body>
-<h1>Segmentation report</h1>
+<h1>{title}</h1>
 <ul class="counts">{counts}</ul>
 {summary}
 <table class="cases">
-<thead><tr><th>Preview</th><th>Case and verdict</th><th>Volumes</th><th>Details</th></tr></thead>
+<thead><tr><th>Preview</th><th>Case and verdict</th><th>{found}</th><th>Details</th></tr></thead>
 <tbody>
 {cases}
 </tbody>
@@ -90,19 +90,27 @@ right is on the left of axial and coronal planes.</footer>
 """
 
 
-def write_report(path: str | Path, results: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> None:
+def write_report(
+    path: str | Path,
+    results: Sequence[Mapping[str, Any]],
+    summary: Mapping[str, Any],
+    *,
+    title: str = "Segmentation report",
+) -> None:
     """Write the page, cases that need attention first.
 
     Args:
         path: the page, in the output folder that holds the folder of every case.
         results: one record a case, see `report.manifest.CaseRecord`; nothing else is read but the preview pictures.
         summary: facts about the whole run in the order to show them, for example bundle, device, seconds.
+        title: of the page.
     """
     folder = Path(path).parent
     ordered = sorted(results, key=lambda record: (VERDICTS.index(record["verdict"]), record["case_id"]))
     cases = "\n".join(_case(record, folder) for record in ordered)
     parts = {"counts": _counts(results), "summary": _facts(summary, "summary"), "cases": cases}
-    write_text(path, PAGE.format(policy=POLICY, style=STYLE, **parts))
+    found = "Figures" if any("figures" in record for record in results) else "Volumes"
+    write_text(path, PAGE.format(policy=POLICY, style=STYLE, title=_text(title), found=found, **parts))
 
 
 def _counts(results: Sequence[Mapping[str, Any]]) -> str:
@@ -112,7 +120,9 @@ def _counts(results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _case(record: Mapping[str, Any], folder: Path) -> str:
-    cells = (_thumbnail(record, folder), _verdict(record), _volumes(record.get("volumes", {})), _details(record))
+    figures = record.get("figures")
+    found = _facts(figures, "facts") if figures else _volumes(record.get("volumes", {}))
+    cells = (_thumbnail(record, folder), _verdict(record), found, _details(record))
     first, *rest = cells
     return f'<tr><td class="thumbnail">{first}</td>' + "".join(f"<td>{cell}</td>" for cell in rest) + "</tr>"
 

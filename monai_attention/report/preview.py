@@ -60,17 +60,17 @@ def preview(
     image = nibabel.apply_orientation(image, orientation)  # flips and swaps axes of views: nothing is copied
     labels = nibabel.apply_orientation(labels, orientation)
     steps = spacing(affine @ nibabel.orientations.inv_ornt_aff(orientation, labels.shape))
-    low, high = _window(image)
+    low, high = grey_window(image)
     index = slices_through(labels)
     panels = []
     for name, axis, edges in PLANES:
         pixels_per_mm = _pixels_per_mm(labels.shape, steps, axis)
-        grey = _on_screen(image, axis, index[axis])
+        grey = on_screen(image, axis, index[axis])
         grey = np.nan_to_num(grey, nan=low, posinf=high, neginf=low).clip(low, high)
         grey = ((grey - low) * (255.0 / (high - low))).astype(np.uint8)
         size = tuple(max(1, round(mm * pixels_per_mm)) for mm in np.delete(labels.shape * steps, axis))
         plain = Image.fromarray(grey).resize(size, Image.Resampling.BILINEAR).convert("RGB")
-        marks = Image.fromarray(_on_screen(labels, axis, index[axis])).resize(size, Image.Resampling.NEAREST)
+        marks = Image.fromarray(on_screen(labels, axis, index[axis])).resize(size, Image.Resampling.NEAREST)
         panels.append(Panel(name, edges, plain, _overlay(plain, np.asarray(marks), palette), pixels_per_mm))
     return compose(panels, volumes, palette, _remark(affine))
 
@@ -101,12 +101,12 @@ def slices_through(labels: np.ndarray) -> list[int]:
     return indices
 
 
-def _on_screen(array: np.ndarray, axis: int, index: int) -> np.ndarray:
+def on_screen(array: np.ndarray, axis: int, index: int) -> np.ndarray:
     """A canonical slice as rows and columns: superior (or anterior) up, right (or anterior) to the left."""
     return np.ascontiguousarray(array.take(index, axis=axis).T[::-1, ::-1])
 
 
-def _window(image: np.ndarray) -> tuple[float, float]:
+def grey_window(image: np.ndarray) -> tuple[float, float]:
     """The 1st and 99th percentile of at most a million voxels; the extremes where those two are equal."""
     sample = image[tuple(slice(None, None, -(-n // 100)) for n in image.shape)]
     sample = sample[np.isfinite(sample)].astype(np.float64)

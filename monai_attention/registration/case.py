@@ -1,0 +1,311 @@
+"""One pair of a run: read, register, write, and the record of how it went."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from monai_attention.cohort.phases import Phases
+from monai_attention.cohort.verdict import judged
+from monai_attention.io.fields import write_affine, write_field
+from monai_attention.io.geometry import is_sheared
+from monai_attention.io.read import read
+from monai_attention.io.volume import Note, ReadOptions, Volume
+from monai_attention.io.write import write_nifti
+from monai_attention.registration.fields import jacobian_determinant
+from monai_attention.registration.pair import Plan, Registered, register_pair
+from monai_attention.registration.pairs import Pair, read_landmarks
+from monai_attention.registration.scan import Scan
+from monai_attention.registration.transformation import Transformation, displacement, inverse, resample, usable
+from monai_attention.registration.world import mm_to_ddf
+from monai_attention.report.manifest import describe_grid
+from monai_attention.report.preview import write_preview
+from monai_attention.report.registration import registration_sheet
+
+OUTPUTS = {
+    "warped": "warped.nii.gz",
+    "field": "field.nii.gz",
+    "affine": "affine.mat",
+    "affine_text": "affine.tfm",
+    "jacobian": "jacobian.nii.gz",
+    "inverse": "inverse_field.nii.gz",
+    "labels": "warped_labels.nii.gz",
+    "preview": "preview.png",
+}
+"""Files of a pair by kind."""
+
+FOLDS_PERCENT = 0.5
+"""Of voxels, from which a field is flagged."""
+
+LEAST_INFORMATION = 0.15
+"""Nats that one scan tells about the other after the affine registration; heads of two people tell 0.5 to 1."""
+
+SIZES = (0.5, 2.0)
+"""Of the moving scan against the fixed one, along any axis, that are believed without a look."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all pairs of a run share.
+
+    Args:
+        plan: how they are registered.
+        device: where.
+        options: choices about inputs that cannot be read unambiguously.
+        with_inverse: also write the inverse field, on the moving scan's grid.
+        stopped: set when no more results are wanted.
+    """
+
+    plan: Plan
+    device: torch.device
+    options: ReadOptions
+    with_inverse: bool = False
+    stopped: threading.Event = field(default_factory=threading.Event)
+
+
+def run_pair(pair: Pair, folder: Path, settings: Settings, *, progress: bool = False) -> dict[str, Any]:
+    """Register one pair into its folder; whatever goes wrong with it becomes its verdict.
+
+    Returns:
+        The record, see `monai_attention.report.manifest.CaseRecord`.
+    """
+    phases = Phases(settings.device)
+    plan = settings.plan
+    record: dict[str, Any] = {
+        "case_id": pair.id,
+        "device": str(settings.device),
+        "parameters": {"similarity": plan.similarity, "spacing_mm": plan.spacing, "steps": plan.steps},
+    }
+
+    def work() -> dict[str, Any]:
+        return _register(pair, folder, settings, phases, progress)
+
+    return record | judged(work, path=pair.moving, folder=folder, files=OUTPUTS, phases=phases)
+
+
+def _register(pair: Pair, folder: Path, settings: Settings, phases: Phases, progress: bool) -> dict[str, Any]:
+    with phases.phase("read"):
+        fixed, moving = (_read(path, settings.options) for path in (pair.fixed, pair.moving))
+        labels, fixed_labels = (
+            None if path is None else _read(path, settings.options) for path in (pair.labels, pair.fixed_labels)
+        )
+        landmarks = None if pair.landmarks is None else read_landmarks(pair.landmarks)
+    still, moved = (scan_of(volume, settings.device) for volume in (fixed, moving))
+    with _step_bar(pair.id, progress, settings.stopped) as on_step:
+        found = register_pair(still, moved, settings.plan, phases, on_step=on_step)
+    with phases.phase("write"):
+        result = _Result(folder, fixed, moving, still, moved, found)
+        result.write_field_and_affine()
+        if settings.with_inverse:
+            result.write_inverse()
+        if labels is not None:
+            result.write_labels(labels, fixed_labels)
+        if landmarks is not None:
+            result.measure_landmarks(*landmarks)
+        result.write_picture()
+    return result.record()
+
+
+def _read(path: Path, options: ReadOptions) -> Volume:
+    with tempfile.TemporaryDirectory(prefix="monai-attention-") as scratch:
+        return read(path, options, scratch=Path(scratch))
+
+
+def scan_of(volume: Volume, device: torch.device) -> Scan:
+    """Of several channels their mean."""
+    values = torch.from_numpy(volume.array).mean(dim=0, keepdim=True)
+    return Scan(values[None].to(device), torch.from_numpy(volume.affine))
+
+
+class _Result:
+    """Writes what came of a pair, and gathers its figures and doubts."""
+
+    def __init__(
+        self, folder: Path, fixed: Volume, moving: Volume, still: Scan, moved: Scan, found: Registered
+    ) -> None:
+        self.folder = folder
+        self.fixed = fixed
+        self.moving = moving
+        self.scans = still, moved
+        self.found = found
+        self.outputs: dict[str, str] = {}
+        self.figures: dict[str, Any] = {
+            "similarity": found.similarity,
+            "information, nats": round(found.affine.information, 3),
+        }
+        self.figures |= {f"unlike, {stage}": round(value, 5) for stage, value in found.figures.items()}
+        self.notes = [
+            *(replace(note, message=f"fixed: {note.message}") for note in fixed.notes),
+            *(replace(note, message=f"moving: {note.message}") for note in moving.notes),
+            *_doubts(found),
+        ]
+
+    def write_field_and_affine(self) -> None:
+        """The warped scan, the field, its Jacobian, and the affine part."""
+        still, moved = self.scans
+        transformation = self.found.transformation
+        self.warped = resample(moved, transformation, still)
+        self.write("warped", self.warped[0, 0].cpu().numpy())
+        total = displacement(transformation, still)
+        if is_sheared(self.fixed.affine):
+            message = "the fixed grid is sheared, which no field file can be: give the scan without gantry tilt"
+            self.notes.append(Note("flag", "F-NO-FIELD", message))
+        else:
+            write_field(self.folder / OUTPUTS["field"], total, self.fixed.affine)
+            self.outputs["field"] = OUTPUTS["field"]
+        for kind in ("affine", "affine_text"):
+            write_affine(self.folder / OUTPUTS[kind], transformation.matrix.numpy())
+            self.outputs[kind] = OUTPUTS[kind]
+        self.jacobian = jacobian_determinant(mm_to_ddf(torch.from_numpy(total)[None], self.fixed.affine))[0, 0].numpy()
+        self.write("jacobian", self.jacobian)
+        folds = 100 * float((self.jacobian <= 0).mean())
+        deformation = self.jacobian[self.jacobian > 0] / float(torch.linalg.det(transformation.matrix[:3, :3]))
+        self.figures |= {
+            "folds, %": round(folds, 4),
+            "SD of log Jacobian": round(float(np.log(deformation).std()), 4),
+            "Jacobian from, to": [round(float(x), 3) for x in (self.jacobian.min(), self.jacobian.max())],
+        }
+        if folds > FOLDS_PERCENT:
+            self.notes.append(Note("flag", "F-FOLDS", f"the field folds at {folds:.2g} % of voxels"))
+
+    def write_inverse(self) -> None:
+        """On the grid of the moving scan."""
+        back = inverse(self.found.transformation, start=self.found.start)
+        self.figures["inverse off by at most, mm"] = round(back.residual_mm, 3)
+        if not usable(back, float(self.scans[1].spacing.max())):
+            message = (
+                f"the field has no inverse, none is written: {back.residual_mm:.1f} mm off, {back.folds:.2g} % folds"
+            )
+            self.notes.append(Note("flag", "F-NO-INVERSE", message))
+            return
+        write_field(
+            self.folder / OUTPUTS["inverse"], displacement(back.transformation, self.scans[1]), self.moving.affine
+        )
+        self.outputs["inverse"] = OUTPUTS["inverse"]
+
+    def write_labels(self, labels: Volume, fixed_labels: Volume | None) -> None:
+        """Labels of the moving scan on the fixed grid, and how well they lie on the fixed one's."""
+        still, device = self.scans[0], self.scans[0].values.device
+        warped = resample(scan_of(labels, device), self.found.transformation, still, mode="nearest")
+        array = warped[0, 0].round().cpu().numpy()
+        self.write("labels", array.astype(np.min_scalar_type(int(array.max()))))
+        if fixed_labels is None:
+            return
+        target = scan_of(fixed_labels, device)
+        for stage, mapping in self.stages():
+            found = resample(scan_of(labels, device), mapping, target, mode="nearest")
+            dice = mean_dice(found[0, 0].cpu().numpy(), target.values[0, 0].cpu().numpy())
+            self.figures[f"Dice, {stage}"] = "n/a" if dice is None else round(dice, 4)
+
+    def measure_landmarks(self, fixed: np.ndarray, moving: np.ndarray) -> None:
+        """How far corresponding points are apart, in mm, on average."""
+        points = torch.from_numpy(fixed.T[None, :, :, None, None]).to(self.scans[0].values)
+        for stage, mapping in self.stages():
+            far = np.linalg.norm(mapping(points)[0, :, :, 0, 0].cpu().numpy().T - moving, axis=1)
+            self.figures[f"landmarks, {stage}, mm"] = round(float(far.mean()), 3)
+
+    def stages(self) -> Iterator[tuple[str, Transformation]]:
+        """What is compared: the affine part alone, and all of it."""
+        yield "affine", Transformation(self.found.transformation.matrix)
+        yield "registered", self.found.transformation
+
+    def write_picture(self) -> None:
+        """See `report.registration`."""
+        still, moved = self.scans
+        transformation = self.found.transformation
+        affine_only = resample(moved, Transformation(transformation.matrix), still)
+        identity = torch.eye(4, dtype=torch.float64)
+        deformation = Transformation(identity, transformation.ddf, transformation.grid)
+        picture = registration_sheet(
+            self.fixed.array.mean(axis=0),
+            affine_only[0, 0].cpu().numpy(),
+            self.warped[0, 0].cpu().numpy(),
+            displacement(deformation, still),
+            self.jacobian,
+            self.fixed.affine,
+            {name: str(value) for name, value in self.figures.items()},
+        )
+        write_preview(self.folder / OUTPUTS["preview"], picture)
+        self.outputs["preview"] = OUTPUTS["preview"]
+
+    def write(self, kind: str, array: np.ndarray) -> None:
+        """An array on the fixed grid."""
+        write_nifti(self.folder / OUTPUTS[kind], array, self.fixed.affine)
+        self.outputs[kind] = OUTPUTS[kind]
+
+    def record(self) -> dict[str, Any]:
+        """The part of the record that this fills."""
+        flags = [note for note in self.notes if note.kind == "flag"]
+        return {
+            "verdict": "flagged" if flags else "ok",
+            **({"code": flags[0].code, "message": flags[0].message} if flags else {}),
+            "notes": [asdict(note) for note in self.notes],
+            "geometry": describe_grid(self.fixed.shape, self.fixed.affine),
+            "figures": self.figures,
+            "outputs": self.outputs,
+        }
+
+
+def mean_dice(labels: np.ndarray, target: np.ndarray) -> float | None:
+    """Mean over the labels of either map, but background, from the counts of pairs of labels; None if there are none.
+
+    A label that one map lacks counts as 0.
+    """
+    values, index = np.unique([labels.ravel(), target.ravel()], return_inverse=True)
+    first, second = index.reshape(2, -1)
+    pairs = np.bincount(first * len(values) + second, minlength=len(values) ** 2).reshape(len(values), -1)
+    scores = 2 * pairs.diagonal() / (pairs.sum(axis=0) + pairs.sum(axis=1))
+    scores = scores[values != 0]
+    return float(scores.mean()) if len(scores) else None
+
+
+def _doubts(found: Registered) -> list[Note]:
+    """Flags for a result that somebody should look at."""
+    notes = []
+    sizes = torch.linalg.svdvals(found.transformation.matrix[:3, :3])
+    if not SIZES[0] <= float(sizes.min()) <= float(sizes.max()) <= SIZES[1]:
+        low, high = float(sizes.min()), float(sizes.max())
+        message = f"the affine registration scales by {low:.2g} to {high:.2g}: is it the same anatomy?"
+        notes.append(Note("flag", "F-SCALE", message))
+    if found.affine.information < LEAST_INFORMATION:
+        message = "the two scans tell next to nothing about each other: do they show the same anatomy?"
+        notes.append(Note("flag", "F-UNLIKE", message))
+    if found.affine.overlap < 0.5:
+        message = f"only {found.affine.overlap:.0%} of the smaller field of view is seen in both scans"
+        notes.append(Note("flag", "F-OVERLAP", message))
+    if found.affine.mirrored:
+        notes.append(
+            Note("flag", "F-MIRRORED", "the moving scan fits better when it is mirrored: check left and right")
+        )
+    if found.worse:
+        message = "the deformation made the images less alike and was dropped; the result is affine"
+        notes.append(Note("flag", "F-NOT-IMPROVED", message))
+    return notes
+
+
+@contextmanager
+def _step_bar(name: str, progress: bool, stopped: threading.Event) -> Iterator[Callable[[str, int], None]]:
+    """A bar for each stage that disappears when it is done, and ends the work when it is stopped."""
+    with tqdm(unit="step", leave=False, disable=not progress) as bar:
+        stage = ""
+
+        def advance(of: str, total: int) -> None:
+            nonlocal stage
+            if stopped.is_set():
+                raise KeyboardInterrupt
+            if of != stage:
+                stage = of
+                bar.reset(total)
+                bar.set_description(f"{name[-30:]}, {of}")
+            bar.update()
+
+        yield advance

@@ -1,0 +1,147 @@
+"""Register one pair or a cohort: scans in, a field that other programs apply, pictures and figures out."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from monai_attention import __version__
+from monai_attention.cohort import ledger
+from monai_attention.cohort.run import Cohort, RunCase
+from monai_attention.io.volume import ReadOptions
+from monai_attention.io.write import check_writable
+from monai_attention.registration.pairs import Pair, find_pairs
+from monai_attention.report.page import write_report
+
+SIMILARITIES = ("auto", "lncc", "mi", "mind")
+
+
+@dataclass(frozen=True)
+class PairResult:
+    """What became of one pair.
+
+    Args:
+        case_id: name of the pair, and of its folder in the output folder.
+        verdict: `ok`, `flagged` (there is a result; look at it) or `refused`.
+        code: of the refusal or of the first flag, else "".
+        message: what was wrong, else "".
+        remedy: what to do about it, else "".
+        outputs: files by kind, see `monai_attention.registration.case.OUTPUTS`.
+        figures: how good it is: similarity, folds, Dice, landmarks.
+        seconds: by phase.
+        resumed: whether the result was there already.
+    """
+
+    case_id: str
+    verdict: str
+    code: str = ""
+    message: str = ""
+    remedy: str = ""
+    outputs: Mapping[str, Path] = field(default_factory=dict)
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    resumed: bool = False
+
+
+def register(
+    fixed: str | Path,
+    moving: str | Path | None = None,
+    output: str | Path = "registered",
+    *,
+    labels: str | Path | None = None,
+    fixed_labels: str | Path | None = None,
+    landmarks: str | Path | None = None,
+    similarity: str = "auto",
+    spacing: float = 2.0,
+    optimize: int = 50,
+    inverse: bool = False,
+    device: str | None = None,
+    options: ReadOptions | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> list[PairResult]:
+    """Register scans of any grids, formats and contrasts.
+
+    Each pair gets a folder in `output` with `warped.nii.gz` (the moving scan, resampled once, on the fixed grid),
+    `field.nii.gz` (the whole transformation as ITK, ANTs and Slicer apply it), `affine.mat` and `affine.tfm` (its
+    affine part), `jacobian.nii.gz`, `preview.png` and `run.json`; over all pairs there is `report.html`. Finished pairs
+    are kept.
+
+    Args:
+        fixed: file or DICOM folder; or a CSV of pairs, see `monai_attention.registration.pairs.find_pairs`.
+        moving: file or DICOM folder; None with a CSV.
+        output: folder, made if needed.
+        labels: label map of the moving scan, written as `warped_labels.nii.gz`.
+        fixed_labels: label map of the fixed scan; then figures have the Dice before and after.
+        landmarks: CSV of corresponding points, see `monai_attention.registration.pairs.read_landmarks`.
+        similarity: `lncc` (scans of one kind), `mi` or `mind` (of different kinds), or `auto`.
+        spacing: mm of the grid that the field is sought on; finer is slower and more detailed.
+        optimize: steps on that grid; 0: affine only.
+        inverse: also write `inverse_field.nii.gz`, on the moving grid.
+        device: torch device; None takes CUDA if there is one, else the CPU.
+        options: choices about inputs that cannot be read unambiguously.
+        overwrite: do finished pairs again.
+        progress: show bars on standard error.
+
+    Returns:
+        One result a pair.
+
+    Raises:
+        Refusal: the pairs cannot be listed, the output cannot be written, or there is no such device.
+    """
+    options = options or ReadOptions()
+    if similarity not in SIMILARITIES:
+        raise ValueError(f"similarity must be one of {SIMILARITIES}; got {similarity!r}")
+    output = Path(output).absolute()
+    pairs = find_pairs(fixed, moving, labels=labels, fixed_labels=fixed_labels, landmarks=landmarks)
+    check_writable(output)
+    choices = {"similarity": similarity, "spacing": spacing, "steps": optimize}
+    parameters = {"program": __version__, "options": asdict(options), "inverse": inverse, **choices}
+    fingerprints = {pair.id: _fingerprint(pair, parameters) for pair in pairs}
+    prepare = functools.partial(_prepared, choices, device, options, inverse, progress)
+    cohort = Cohort(prepare, 1, progress, overwrite)
+    records = cohort.work_off(pairs, output, fingerprints)
+    ordered = [records[pair.id] for pair in pairs]
+    seconds = sum(sum(record.get("seconds", {}).values()) for record in ordered)
+    summary = {"similarity": similarity, "field sought at": f"{spacing:g} mm", "seconds in all": round(seconds, 1)}
+    write_report(output / "report.html", ordered, summary, title="Registration report")
+    return [_result(records[pair.id], output, pair.id in cohort.done) for pair in pairs]
+
+
+def _prepared(
+    choices: Mapping[str, Any],
+    device: str | None,
+    options: ReadOptions,
+    inverse: bool,
+    progress: bool,
+    stopped: threading.Event,
+) -> RunCase:
+    """The function that registers a pair; imports torch, which takes seconds."""
+    from monai_attention.cohort.device import device_of
+    from monai_attention.registration.case import Settings, run_pair
+    from monai_attention.registration.pair import Plan
+
+    settings = Settings(Plan(**choices), device_of(device), options, inverse, stopped)
+    return functools.partial(run_pair, settings=settings, progress=progress)
+
+
+def _fingerprint(pair: Pair, parameters: Mapping[str, Any]) -> str:
+    return ledger.fingerprint(pair.files, parameters)
+
+
+def _result(record: Mapping[str, Any], output: Path, done_now: bool) -> PairResult:
+    return PairResult(
+        case_id=record["case_id"],
+        verdict=record["verdict"],
+        code=record.get("code", ""),
+        message=record.get("message", ""),
+        remedy=record.get("remedy", ""),
+        outputs={kind: output / record["case_id"] / name for kind, name in record.get("outputs", {}).items()},
+        figures=record.get("figures", {}),
+        seconds=record.get("seconds", {}),
+        resumed=not done_now,
+    )
