@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from monai.networks.blocks import DVF2DDF, Warp
 from monai.networks.nets import UNETR, AttentionUnet, SwinUNETR
 from monai.networks.nets.swin_unetr import SwinTransformerBlock, compute_mask
 from monai.networks.nets.voxelmorph import VoxelMorph
@@ -33,6 +34,7 @@ from monai_attention import FlexSwinUNETR, FlexUNETR, MBANet, NNFormer, TransMor
 from monai_attention.blocks.swin import SwinBlock, WindowAttention
 from monai_attention.blocks.windows import cut
 from monai_attention.checkpoints import convert
+from monai_attention.registration.fields import integrate, warp
 
 HERE = Path(__file__).parent
 TOLERANCE, BFLOAT16_TOLERANCE = 1e-3, 5e-2
@@ -136,6 +138,33 @@ def _voxelmorph() -> nn.Module:
     return VoxelMorph().backbone
 
 
+class _Fields(nn.Module):
+    """Warping of an image, or integration of a velocity: the last three channels, times a parameter."""
+
+    def __init__(self, ours: bool, integration: bool) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+        self.integration = integration
+        if ours:
+            self.integrate = partial(integrate, padding="zeros")
+            self.warp = warp
+        else:
+            self.integrate = DVF2DDF(num_steps=7, mode="bilinear", padding_mode="zeros")
+            self.warp = Warp("bilinear", "zeros")
+
+    def forward(self, x: Tensor) -> Tensor:
+        field = x[:, -3:] * self.scale
+        return self.integrate(field) if self.integration else self.warp(x[:, :1], field)
+
+
+def _fields(title: str, integration: bool) -> Case:
+    contestants = (
+        Contestant("MONAI", partial(_Fields, False, integration)),
+        Contestant("ours", partial(_Fields, True, integration)),
+    )
+    return Case(title, (1, 4, 160, 192, 160), contestants)
+
+
 def _attention_alone(edge: int) -> Case:
     grid = edge // 2
     return Case(
@@ -162,6 +191,8 @@ _SYNAPSE = partial(
 )
 
 CASES = (
+    _fields("warping an image of 160×192×160", integration=False),
+    _fields("integrating a velocity of 160×192×160", integration=True),
     _attention_alone(96),
     _attention_alone(128),
     Case("UNETR, 1 → 14 × 96³", _VOLUME, _same(_UNETR, partial(FlexUNETR, 1, 14), "monai_unetr")),

@@ -189,7 +189,9 @@ def write_image(path: str | Path, image: Nifti1Image) -> None:
         if not str(path).endswith(".gz"):
             image.to_stream(file)
             return
-        with gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=file, mtime=0) as stream:
+        # Digits of measured numbers hardly compress: on fields more effort takes several times as long for nothing.
+        level = 1 if image.get_data_dtype().kind == "f" else 6
+        with gzip.GzipFile(filename="", mode="wb", compresslevel=level, fileobj=file, mtime=0) as stream:
             image.to_stream(stream)
 
 

@@ -12,10 +12,15 @@ from monai_attention.io.fields import read_field, write_field
 from monai_attention.io.read import DEFAULTS, read
 from monai_attention.io.volume import ReadOptions, Volume
 from monai_attention.io.write import write_nifti
-from monai_attention.registration.fields import jacobian_determinant
 from monai_attention.registration.scan import Scan
-from monai_attention.registration.transformation import displacement, from_displacement, inverse, resample, usable
-from monai_attention.registration.world import mm_to_ddf
+from monai_attention.registration.transformation import (
+    displacement,
+    from_displacement,
+    inverse,
+    jacobian_of,
+    resample,
+    usable,
+)
 
 
 def warp(
@@ -94,7 +99,7 @@ def jacobian(field: str | Path, output: str | Path) -> dict[str, float]:
         Refusal: the field cannot be read, or not without guessing.
     """
     mm, affine = read_field(field)
-    values = jacobian_determinant(mm_to_ddf(torch.from_numpy(mm)[None], affine))[0, 0].numpy()
+    values = jacobian_of(mm, affine)
     write_nifti(output, values, affine)
     return {"min": float(values.min()), "max": float(values.max()), "folds": 100 * float((values <= 0).mean())}
 

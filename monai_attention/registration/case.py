@@ -21,12 +21,17 @@ from monai_attention.io.geometry import is_sheared
 from monai_attention.io.read import read
 from monai_attention.io.volume import Note, ReadOptions, Volume
 from monai_attention.io.write import write_nifti
-from monai_attention.registration.fields import jacobian_determinant
 from monai_attention.registration.pair import Plan, Registered, register_pair
 from monai_attention.registration.pairs import Pair, read_landmarks
 from monai_attention.registration.scan import Scan
-from monai_attention.registration.transformation import Transformation, displacement, inverse, resample, usable
-from monai_attention.registration.world import mm_to_ddf
+from monai_attention.registration.transformation import (
+    Transformation,
+    displacement,
+    inverse,
+    jacobian_of,
+    resample,
+    usable,
+)
 from monai_attention.report.manifest import describe_grid
 from monai_attention.report.preview import write_preview
 from monai_attention.report.registration import registration_sheet
@@ -165,7 +170,7 @@ class _Result:
         for kind in ("affine", "affine_text"):
             write_affine(self.folder / OUTPUTS[kind], transformation.matrix.numpy())
             self.outputs[kind] = OUTPUTS[kind]
-        self.jacobian = jacobian_determinant(mm_to_ddf(torch.from_numpy(total)[None], self.fixed.affine))[0, 0].numpy()
+        self.jacobian = jacobian_of(total, self.fixed.affine)
         self.write("jacobian", self.jacobian)
         folds = 100 * float((self.jacobian <= 0).mean())
         deformation = self.jacobian[self.jacobian > 0] / float(torch.linalg.det(transformation.matrix[:3, :3]))

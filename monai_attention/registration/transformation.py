@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from monai_attention.registration.fields import ddf_to_affine, identity, invert
+from monai_attention.registration.fields import ddf_to_affine, identity, invert, jacobian_determinant
 from monai_attention.registration.metrics import folds
 from monai_attention.registration.sampling import sample
 from monai_attention.registration.scan import Scan, transform
@@ -91,6 +91,25 @@ def displacement(mapping: Callable[[Tensor], Tensor], scan: Scan) -> np.ndarray:
     for start in range(0, scan.shape[0], step):
         points = _points(scan, start, min(start + step, scan.shape[0]))
         result[:, start : start + step] = (mapping(points) - points)[0].float().cpu().numpy()
+    return result
+
+
+def jacobian_of(mm: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Determinant of the Jacobian of p -> p + mm(p) at each voxel, float32; some planes at a time.
+
+    Args:
+        mm: shape (3, X, Y, Z), RAS.
+        affine: of its grid.
+    """
+    result = np.empty(mm.shape[1:], np.float32)
+    step = max(1, PART_VOXELS // (mm.shape[2] * mm.shape[3]))
+    for start in range(0, mm.shape[1], step):
+        first, last = max(0, start - 1), min(start + step + 1, mm.shape[1])
+        # A part of one plane has no derivative across; then it takes one more on the other side.
+        first = max(0, min(first, last - 2))
+        ddf = mm_to_ddf(torch.from_numpy(mm[:, first:last])[None], affine)
+        part = jacobian_determinant(ddf)[0, 0].numpy()
+        result[start : start + step] = part[start - first :][:step]
     return result
 
 

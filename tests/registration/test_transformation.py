@@ -1,15 +1,19 @@
 import numpy as np
+import pytest
 import torch
 
+from monai_attention.registration.fields import jacobian_determinant
 from monai_attention.registration.scan import Scan, affine_of_grid, coarser, transform
 from monai_attention.registration.transformation import (
     Transformation,
     displacement,
     from_displacement,
     inverse,
+    jacobian_of,
     resample,
     usable,
 )
+from monai_attention.registration.world import mm_to_ddf
 from tests.registration.make_scans import rigid
 from tests.registration.test_fields import smooth
 
@@ -92,3 +96,14 @@ def test_coarser_voxels_cover_the_same_space():
     torch.testing.assert_close(small.points().mean(dim=(2, 3, 4)), scan.points().mean(dim=(2, 3, 4)))
     torch.testing.assert_close(affine_of_grid(scan, scan.shape), scan.affine)
     assert abs(float(coarser(scan, 3.0).values.mean() - scan.values.mean())) < 1e-2
+
+
+@pytest.mark.parametrize("part", [1, 18 * 22, 3 * 18 * 22, 10**9])
+def test_the_jacobian_in_parts_is_that_of_the_whole(part, monkeypatch):
+    forward, scan = a_transformation(), a_grid()
+    mm, affine = displacement(forward, scan), scan.affine.numpy()
+    whole = jacobian_determinant(mm_to_ddf(torch.from_numpy(mm)[None], affine))[0, 0].numpy()
+    monkeypatch.setattr("monai_attention.registration.transformation.PART_VOXELS", part)
+    np.testing.assert_allclose(jacobian_of(mm, affine), whole, rtol=1e-5)
+    scaled = displacement(Transformation(torch.diag(torch.tensor([2.0, 1, 1, 1]).double())), scan)
+    np.testing.assert_allclose(jacobian_of(scaled, affine), 2, rtol=1e-4)
