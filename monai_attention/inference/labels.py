@@ -19,6 +19,9 @@ from torch import Tensor
 from monai_attention.inference.sliding_window import Piece
 from monai_attention.inference.uncertainty import entropy
 
+PART_BYTES = 2**27
+"""Of probabilities that are made from a piece at a time, at least a plane."""
+
 PART_VOXELS = 2**19
 """Voxels of the volume that are labelled at a time: what fits the cache."""
 
@@ -72,12 +75,22 @@ class LabelsOnGrid:
             piece: logits.
             further: the maps after the first one, one channel each.
         """
-        values = piece.values.softmax(dim=0)
-        if self.maps:
-            values = torch.cat([values, entropy(values, dim=0)[None], *(other.values for other in further)])
-        values = values.permute(0, *(1 + axis for axis in self.order))
+        values = piece.values.permute(0, *(1 + axis for axis in self.order))
+        others = [other.values.permute(0, *(1 + axis for axis in self.order)) for other in further]
         box = [piece.box[axis] for axis in self.order]
-        start, values = self.halo.extend(box, values)
+        planes = max(1, PART_BYTES // (4 * values[:, 0].numel()))
+        for first in range(0, box[0].stop - box[0].start, planes):
+            # A few planes at a time, so that what is made of them is small.
+            some = slice(first, first + planes)
+            part = values[:, some].softmax(dim=0)
+            if self.maps:
+                part = torch.cat([part, entropy(part, dim=0)[None], *(other[:, some] for other in others)])
+            start = box[0].start + first
+            self._add([slice(start, start + part.shape[1]), *box[1:]], part, last=start + part.shape[1] == box[0].stop)
+
+    def _add(self, box: Sequence[slice], values: Tensor, *, last: bool) -> None:
+        """Label what some planes of a piece, probabilities and maps, decide."""
+        start, values = self.halo.extend(box, values, last=last)
         most = values[: len(values) - len(self.maps)].amax(dim=(1, 2, 3)).tolist()
         least = 1 / len(most) - 1e-6  # of the winner, for probabilities add up to 1
         could_win = [c for c, highest in enumerate(most) if highest >= least]
@@ -124,33 +137,44 @@ def aligned(affine: np.ndarray, target_affine: np.ndarray, target_shape: Sequenc
 
 
 class _Halo:
-    """Puts the last voxels of earlier pieces before each piece, so that there is something to interpolate between.
+    """Puts the last voxels of what came earlier before each part, so that there is something to interpolate between.
 
     Args:
-        shape: of the whole; pieces come in raster order, and are whole along the last axis.
+        shape: of the whole; pieces come in raster order, and are whole along the last axis; the parts of a piece are
+            its planes along the first axis, in order.
     """
 
     def __init__(self, shape: Sequence[int]) -> None:
         self.shape = shape
-        self.plane = self.column = self.corner = torch.empty(0)
+        self.plane = torch.empty(0)  # last one along the first axis, at each place of the other two
+        self.edge = torch.empty(0)  # last column of the piece before, from one plane before it on
+        self.next_edge: list[Tensor] = []
 
-    def extend(self, box: Sequence[slice], values: Tensor) -> tuple[list[int], Tensor]:
-        """First voxel, and values, of a piece (C, x, y, Z) with one more row and column before it if it has these."""
+    def extend(self, box: Sequence[slice], values: Tensor, *, last: bool) -> tuple[list[int], Tensor]:
+        """First voxel, and values, of a part (C, x, y, Z) with one more row and column before it if it has these.
+
+        Args:
+            box: where the part lies.
+            values: of the part.
+            last: whether it is the last of its piece.
+        """
         (x, y, _), (x_before, y_before) = box, (int(part.start > 0) for part in box[:2])
         if not len(self.plane):
             self.plane = values.new_empty(len(values), *self.shape[1:])
+        if not self.next_edge:
+            self.next_edge = [self.plane[:, None, y.stop - 1].clone()]
         _, depth, width, length = values.shape
         extended = values.new_empty(len(values), depth + x_before, width + y_before, length)
         extended[:, x_before:, y_before:] = values
         if x_before:
             extended[:, 0, y_before:] = self.plane[:, y]
         if y_before:
-            extended[:, x_before:, 0] = self.column
-        if x_before and y_before:
-            extended[:, 0, 0] = self.corner
-        self.corner = self.plane[:, y.stop - 1].clone()  # before this row's plane takes its place
+            seen = sum(edge.shape[1] for edge in self.next_edge)  # planes of this piece so far, and the one before it
+            extended[:, :, 0] = self.edge[:, seen - x_before : seen + depth]
         self.plane[:, y] = values[:, -1]
-        self.column = values[:, :, -1].clone()
+        self.next_edge.append(values[:, :, -1].clone())
+        if last:
+            self.edge, self.next_edge = torch.cat(self.next_edge, dim=1), []
         return [x.start - x_before, y.start - y_before, 0], extended
 
 
@@ -159,6 +183,8 @@ def _at(values: Tensor, coordinates: Tensor, axis: int) -> Tensor:
     low = coordinates.floor()
     weight = coordinates - low
     index = low.long()
+    if not weight.any() and bool((index.diff() == 1).all()):
+        return values.narrow(axis, int(index[0]), len(index))  # the same grid: nothing to interpolate, nothing to copy
     before = values.index_select(axis, index.to(values.device))
     if not weight.any():
         return before

@@ -66,7 +66,7 @@ def stream(
     Yields:
         A piece of each output of the network. The pieces of an output do not overlap, and together they are all of it.
         They come in raster order of the axes sorted by length, longest first (`Layout.order`), and are whole along the
-        last of these.
+        last of these. Their values are overwritten when the next ones are asked for.
 
     Raises:
         ValueError: outputs are not as large as windows.
@@ -99,6 +99,8 @@ def stream(
             on_window(layout.count())
         box = layout.box_back((*row.finished, slice(0, size[2])))
         yield [_cropped(box, layout.turn_back(blended.finish(row)), image, layout) for blended in sums]
+        for blended in sums:
+            blended.advance(row)
 
 
 def assembled(pieces: Iterable[list[Piece]]) -> list[Tensor]:

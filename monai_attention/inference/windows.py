@@ -251,27 +251,33 @@ class BlendedSum:
         place[-1] += self.weights
 
     def finish(self, row: Row) -> Tensor:
-        """What no later row touches, after all of this row's windows were added: (C, x, y, Z)."""
+        """What no later row touches, after all of this row's windows were added: (C, x, y, Z), until `advance`."""
         across = row.finished[1]
         depth, width = row.finished[0].stop - row.finished[0].start, across.stop - across.start
         block = self.row[:, :, :width]
         block[:, : self.overlap] += self.carry[:, : self.overlap, across]
-        done = block[:-1, :depth] / block[-1:, :depth]
+        done = block[:-1, :depth].div_(block[-1:, :depth])
         if self.unseen is not None:
             nowhere = block[-1, :depth] == 0
             for channel, value in zip(done, self.unseen, strict=True):
                 channel.masked_fill_(nowhere, value)
+        return done
+
+    def advance(self, row: Row) -> None:
+        """Make room for the next row after one that is finished."""
+        across = row.finished[1]
+        depth, width = row.finished[0].stop - row.finished[0].start, across.stop - across.start
         rest = self.roi[0] - depth
         if rest > 0:
-            self.carry[:, :rest, across] = block[:, depth:]
+            self.carry[:, :rest, across] = self.row[:, depth:, :width]
         if row.finished[1].stop == self.carry.shape[2]:  # the last of its x
             self.row.zero_()
             self.overlap = max(0, rest)
         else:
             kept = self.row.shape[2] - width
-            self.row[:, :, :kept] = self.row[:, :, width:].clone()
+            for channel in self.row:  # one at a time: the copy between is small
+                channel[:, :kept] = channel[:, width:].clone()
             self.row[:, :, kept:] = 0
-        return done
 
 
 def carried(n: int, roi: int, starts: Sequence[int]) -> int:

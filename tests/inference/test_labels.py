@@ -95,13 +95,14 @@ def test_equal_probabilities_go_to_the_first_class():
     assert not streamed(torch.zeros(7, 4, 4, 4), np.eye(4), np.eye(4), (4, 4, 4)).any()
 
 
-@pytest.mark.parametrize("part_voxels", [1, 30, 10**9])
-def test_the_size_of_parts_does_not_matter(monkeypatch, part_voxels):
+@pytest.mark.parametrize("name", ["PART_VOXELS", "PART_BYTES"])
+@pytest.mark.parametrize("size", [1, 3000, 10**9])
+def test_the_size_of_parts_does_not_matter(monkeypatch, name, size):
     logits = torch.randn(4, 9, 8, 7, generator=torch.Generator().manual_seed(0))
     target = np.diag([-0.6, 0.7, 1.2, 1])
     target[0, 3] = 8
     expected = streamed(logits, np.eye(4), target, (13, 10, 5))
-    monkeypatch.setattr(module, "PART_VOXELS", part_voxels)
+    monkeypatch.setattr(module, name, size)
     assert np.array_equal(streamed(logits, np.eye(4), target, (13, 10, 5)), expected)
 
 
