@@ -85,7 +85,7 @@ def ours(classes: int, shape: tuple[int, ...], air: float, skip: bool) -> tuple[
         computed.append(len(windows))
         return [network(windows)]
 
-    settings = Settings(64, 4, 0.25, "gaussian", background=Background(-5) if skip else None)
+    settings = Settings(64, 1, 0.25, "gaussian", background=Background(-5) if skip else None)
     start = time.perf_counter()
     layout = settings.layout(shape)
     labels = LabelsOnGrid(layout.order, shape, np.eye(4), np.eye(4), shape)
@@ -108,7 +108,7 @@ def monais(classes: int, shape: tuple[int, ...], air: float) -> tuple[float, dic
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         data = before({"image": MetaTensor(volume(shape, air), affine=torch.eye(4))})
-        data["pred"] = SlidingWindowInferer(64, 4, 0.25, "gaussian")(data["image"][None], network)[0]
+        data["pred"] = SlidingWindowInferer(64, 1, 0.25, "gaussian")(data["image"][None], network)[0]
         after = Compose(
             [
                 Activationsd("pred", softmax=True),

@@ -28,7 +28,7 @@ def add_verbs(add: AddVerb) -> None:
     one.add_argument("--fixed-labels", metavar="FILE", help="label map of the fixed scan: Dice before and after")
     one.add_argument("--landmarks", metavar="CSV", help="columns fixed_x,fixed_y,fixed_z,moving_x,... in mm, RAS")
     one.add_argument("--similarity", choices=SIMILARITIES, default="auto", help="(default: by how alike they are)")
-    one.add_argument("--spacing", type=float, default=2.0, metavar="MM", help="of the field's search (default: 2)")
+    one.add_argument("--spacing", type=_spacing, default=2.0, metavar="MM", help="of the field's search (default: 2)")
     one.add_argument("--optimize", type=_steps, default=50, metavar="N", help="steps, or none: affine (default: 50)")
     one.add_argument("--inverse", action="store_true", help="also write the inverse field, on the moving grid")
     one.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
@@ -116,6 +116,16 @@ def _print_result(result: PairResult) -> None:
 
 def _spelled(value: Any) -> str:
     return " to ".join(map(str, value)) if isinstance(value, Sequence) and not isinstance(value, str) else str(value)
+
+
+def _spacing(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.1 <= value <= 20:
+        raise argparse.ArgumentTypeError(f"expected 0.1 to 20 mm, got {text!r}")
+    return value
 
 
 def _steps(text: str) -> int:

@@ -96,7 +96,8 @@ assert difference.max() < 0.01 * ours.max()
 
 # %% [markdown]
 # ## 4. Warp something else, go back, look at volumes
-# The same as the verbs `warp`, `invert` and `jacobian`. A field that folds has no inverse, and is refused.
+# The same as the verbs `warp`, `invert` and `jacobian`. Where a field folds at more than 0.1 % of voxels, there
+# is no inverse, and it is refused.
 
 # %%
 file = result.outputs["field"]

@@ -109,9 +109,13 @@ class Cohort:
         record = ledger.finished_record(folder, fingerprint)
         if not self._accepts(record):
             with self.preparing:
-                _ = self.run_case  # what all cases lack stops the run, not a case
-            if self.stopped.is_set():
-                return None
+                if self.stopped.is_set():
+                    return None
+                try:
+                    _ = self.run_case  # what all cases lack stops the run, not a case
+                except BaseException:
+                    self.stopped.set()  # the others need not try again
+                    raise
             record = self._claimed(case, folder, fingerprint)
         return record
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from monai_attention.inference.sliding_window import Piece
 from monai_attention.inference.uncertainty import entropy
 
-PART_BYTES = 2**27
+PART_BYTES = 2**26
 """Of probabilities that are made from a piece at a time, at least a plane."""
 
 PART_VOXELS = 2**19

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from monai_attention.bundles import LoadedBundle
 from monai_attention.cohort.phases import Phases, is_out_of_memory
 from monai_attention.errors import Refusal
-from monai_attention.inference.labels import LabelsOnGrid, aligned
+from monai_attention.inference.labels import PART_BYTES, LabelsOnGrid, aligned
 from monai_attention.inference.resample import labels_on_grid, map_on_grid, on_orthogonal_grid
 from monai_attention.inference.sliding_window import Piece, StreamingInferer, assembled, settings_of, stream
 from monai_attention.inference.uncertainty import entropy
@@ -167,8 +167,10 @@ def _on_the_volumes_grid(job: _Job, logits: Tensor, *further: Tensor) -> Predict
 
 def _roomy(device: torch.device, needed: float) -> torch.device:
     """The device, or the CPU if so many bytes are not free there for sums, and labels made of them."""
-    if device.type == "cuda" and torch.cuda.mem_get_info(device)[0] < needed:
-        return torch.device("cpu")
+    if device.type == "cuda":
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's own, but free
+        if torch.cuda.mem_get_info(device)[0] + kept < needed:
+            return torch.device("cpu")
     return device
 
 
@@ -200,9 +202,10 @@ def memory_needed(shape: Sequence[int], network_shape: Sequence[int], classes: i
 
 
 def streaming_memory(classes: int, layout: Layout, *, whole: bool) -> int:
-    """Bytes that sums and labels of pieces hold: twice the sums for what is handed on, and a plane of probabilities."""
+    """Bytes that sums and labels of pieces hold: the sums, a plane of probabilities, and parts of pieces."""
     size, roi, starts = layout.three()
-    return 2 * sum_bytes(classes, size, roi, starts, whole=whole) + 4 * classes * size[1] * size[2]
+    sums = sum_bytes(classes, size, roi, starts, whole=whole)
+    return sums + 4 * classes * size[1] * size[2] + 3 * min(PART_BYTES, sums)
 
 
 def _predict(bundle: LoadedBundle, network: nn.Module, device: torch.device) -> Predict:

@@ -65,8 +65,8 @@ def stream(
 
     Yields:
         A piece of each output of the network. The pieces of an output do not overlap, and together they are all of it.
-        They come in raster order of the axes sorted by length, longest first (`Layout.order`), and are whole along the
-        last of these. Their values are overwritten when the next ones are asked for.
+        They come in raster order of the axes in `Layout.order`, and are whole along the last of these. Their values are
+        overwritten when the next ones are asked for.
 
     Raises:
         ValueError: outputs are not as large as windows.
@@ -82,7 +82,7 @@ def stream(
     del first  # outputs are kept no longer than needed: a batch of them may be large
     whole = sum(sum_bytes(n, size, roi, starts, whole=True) for n in channels) <= settings.sum_bytes
     weights = compute_importance_map(layout.roi, mode=settings.mode, sigma_scale=settings.sigma_scale)
-    sums = []
+    makers = []
     for i, n in enumerate(channels):
         unseen = settings.background.logits(n) if settings.background else None
         if settings.disagreement and i == len(channels) - 1:
@@ -90,7 +90,8 @@ def stream(
         make = functools.partial(
             BlendedSum, n, size, roi, starts, layout.turn(weights[None])[0], whole=whole, unseen=unseen
         )
-        sums.append(_where_memory_is(make, settings.sum_device or image.device))
+        makers.append(make)
+    sums = _where_memory_is(makers, settings.sum_device or image.device)
     for row in rows(size, starts, whole=whole):
         for (_, y, z), outputs in itertools.islice(results, len(row.ys) * len(starts[2])):
             for i, blended in enumerate(sums if outputs is not None else ()):
@@ -124,15 +125,15 @@ def _cropped(box: Sequence[slice], values: Tensor, image: Tensor, layout: Layout
     return Piece(tuple(inside), values[all_channels(kept)], (len(values), *image.shape[1:]))
 
 
-def _where_memory_is(make: Callable[..., BlendedSum], device: torch.device | str) -> BlendedSum:
-    """Sums on a device, or in the computer's own memory if the device's is not enough."""
+def _where_memory_is(makers: Sequence[Callable[..., BlendedSum]], device: torch.device | str) -> list[BlendedSum]:
+    """Sums on a device, or all of them in the computer's own memory if the device's is not enough."""
     try:
-        return make(device=device)
+        return [make(device=device) for make in makers]
     except RuntimeError as error:
         if torch.device(device).type == "cpu" or not is_out_of_memory(error):
             raise
     logger.warning("out of memory: sums are kept on the CPU")
-    return make(device="cpu")
+    return [make(device="cpu") for make in makers]
 
 
 class StreamingInferer(inferers.SlidingWindowInferer):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -55,7 +55,8 @@ class Layout:
         pads: voxels before and after the image along each axis that make it as large as a window.
         padded: size with these.
         starts: of windows in the padded image, along each axis.
-        order: axes, longest first. Windows are visited in this order, so that what is held between rows is smallest.
+        order: of axes, in which windows are visited; the one for which least is held between rows. Often the longest
+            axis comes first, but not if its last window overlaps a lot.
     """
 
     def __init__(
@@ -79,7 +80,14 @@ class Layout:
         self.starts = [
             window_starts(n, r, o, even=even) for n, r, o in zip(self.padded, self.roi, overlaps, strict=True)
         ]
-        self.order = sorted(range(dims), key=lambda axis: -self.padded[axis])
+        self.order = list(range(dims))
+        orders = sorted(itertools.permutations(range(dims)), key=lambda order: [-self.padded[axis] for axis in order])
+        self.order = list(min(orders, key=self._held))
+
+    def _held(self, order: Iterable[int]) -> int:
+        """Bytes a channel that are held when windows are visited in an order of axes."""
+        self.order = list(order)
+        return sum_bytes(0, *self.three(), whole=False)
 
     def three(self) -> tuple[list[int], list[int], list[list[int]]]:
         """Size, window and starts in the order of `order`, with axes of one voxel up to three."""
@@ -288,8 +296,6 @@ def carried(n: int, roi: int, starts: Sequence[int]) -> int:
 def sum_bytes(
     channels: int, size: Sequence[int], roi: Sequence[int], starts: Sequence[Sequence[int]], *, whole: bool
 ) -> int:
-    """Bytes that a `BlendedSum` holds, and hands out at a time."""
+    """Bytes that a `BlendedSum` holds."""
     held = roi[0] * (size[1] if whole else roi[1]) + carried(size[0], roi[0], starts[0]) * size[1]
-    step = max(b - a for a, b in zip(starts[0], [*starts[0][1:], size[0]], strict=True))
-    handed = step * (size[1] if whole else roi[1])
-    return 4 * (channels + 1) * size[2] * (held + handed)
+    return 4 * (channels + 1) * size[2] * held

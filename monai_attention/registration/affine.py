@@ -46,6 +46,8 @@ ANGLES = (-25.0, 0.0, 25.0)
 """Degrees about each axis that are tried at first."""
 TRIED = 4
 """Of all starts, so many of the best are followed through the first level."""
+SMALLEST_MM = 40.0
+"""Largest side of a field of view that the levels are made for: heads, trunks, limbs."""
 MIRRORED = 1.1
 """How many times as much a mirrored scan must tell to be taken for the right one."""
 
@@ -83,8 +85,11 @@ def register_affine(
         on_step: progress.
 
     Raises:
-        ValueError: a scan is constant.
+        ValueError: a scan is constant, or smaller than a few cm.
     """
+    for scan in (fixed, moving):
+        if float((scan.spacing * torch.tensor(scan.shape)).max()) < SMALLEST_MM:
+            raise ValueError(f"expected a field of view of at least {SMALLEST_MM:g} mm along some axis")
     fixed, moving = normalised(fixed), normalised(moving)
     total = 2 * TRIED * levels[0].steps + sum(level.steps for level in levels[1:])
 
@@ -93,13 +98,12 @@ def register_affine(
 
     search, best = _first(fixed, moving, levels[0], count)
     other, mirrored = _first(fixed, replace(moving, values=moving.values.flip(_across(moving))), levels[0], count)
-    gained = float(search.loss(best).detach()) / float(other.loss(mirrored).detach())
+    plain, (turned, seen) = search.judge(best)[0], other.judge(mirrored)
     for level in levels[1:]:
         search = _Search(fixed, moving, search.centres, level)
         best = search.descend(best, count)
     found = matrix(best.detach().cpu().double(), *(centre.cpu().double() for centre in search.centres))
-    information = -float(search.loss(best).detach())
-    return Affine(found, information, search.overlap(best), mirrored=gained < 1 / MIRRORED)
+    return Affine(found, *search.judge(best), mirrored=seen > 0.5 and turned > MIRRORED * max(plain, 0.0))
 
 
 def _first(fixed: Scan, moving: Scan, level: Level, count: Callable[[], None]) -> tuple[_Search, Tensor]:
@@ -163,19 +167,25 @@ class _Search:
         self.values = fixed.at(self.points, padding="border").mean(dim=1, keepdim=True)
         volumes = [float(scan.spacing.prod()) * scan.values[0, 0].numel() for scan in (fixed, moving)]
         self.enough = 0.5 * min(1.0, volumes[1] / volumes[0])
-        self.information = MutualInformation(warped_range=(0, 1), fixed_range=(0, 1))
+        self.similarity = MutualInformation(warped_range=(0, 1), fixed_range=(0, 1))
 
     def loss(self, parameters: Tensor) -> Tensor:
         """Minus the mutual information where both are seen; more, where that is too little of the smaller one."""
+        unlike, seen = self._look(parameters)
+        return unlike + 4 * (self.enough - seen).clamp_min(0)
+
+    def judge(self, parameters: Tensor) -> tuple[float, float]:
+        """Mutual information in nats, and the share of the smaller field of view that both see."""
+        with torch.no_grad():
+            unlike, seen = self._look(parameters)
+        return -float(unlike), min(1.0, float(seen) * 0.5 / self.enough)
+
+    def _look(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Minus the mutual information where both are seen, and the share of points where they are."""
         places = transform(self.points, matrix(parameters, *self.centres))
         seen = self.moving.inside(places)
         found = self.moving.at(places, padding="border").mean(dim=1, keepdim=True)
-        return self.information(found, self.values, seen) + 4 * (self.enough - seen.mean()).clamp_min(0)
-
-    def overlap(self, parameters: Tensor) -> float:
-        """Share of the smaller field of view that both see."""
-        seen = self.moving.inside(transform(self.points, matrix(parameters, *self.centres)))
-        return min(1.0, float(seen.mean()) * 0.5 / self.enough)
+        return self.similarity(found, self.values, seen), seen.mean()
 
     def descend(self, start: Tensor, count: Callable[[], None]) -> Tensor:
         """The best parameters met on the way down from a start."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ from monai_attention.errors import Refusal
 from monai_attention.io.fields import read_field, write_field
 from monai_attention.io.read import DEFAULTS, read
 from monai_attention.io.volume import ReadOptions, Volume
-from monai_attention.io.write import write_nifti
+from monai_attention.io.write import check_writable, write_nifti
+from monai_attention.registration.case import as_labels, scan_of
 from monai_attention.registration.scan import Scan
 from monai_attention.registration.transformation import (
     displacement,
@@ -21,6 +23,8 @@ from monai_attention.registration.transformation import (
     resample,
     usable,
 )
+
+logger = logging.getLogger(__name__)
 
 
 def warp(
@@ -37,19 +41,19 @@ def warp(
         moving: any format the gate reads, any grid.
         field: see `monai_attention.io.fields.read_field`.
         output: `.nii.gz`.
-        mode: `linear`, `cubic`, or `nearest` for labels, which keep their type.
+        mode: `linear`, `cubic`, or `nearest` for labels; these are 0 beyond the field of view.
         options: choices about inputs that cannot be read unambiguously.
 
     Raises:
         Refusal: a file cannot be read, or not without guessing.
     """
-    volume = read(moving, options)
+    _check_output(output, (".nii.gz",))
+    volume = _noted(read(moving, options))
     mm, affine = read_field(field)
-    warped = resample(_scan(volume), _Moved(mm, affine), _grid(mm.shape[1:], affine), mode=mode)
-    array = warped[0, 0].numpy()
-    if mode == "nearest" and np.array_equal(volume.array, np.rint(volume.array)):
-        array = array.astype(np.result_type(np.min_scalar_type(int(array.min())), np.min_scalar_type(int(array.max()))))
-    write_nifti(output, array, affine)
+    labels = mode == "nearest"
+    scan, grid = scan_of(volume, torch.device("cpu")), _grid(mm.shape[1:], affine)
+    array = resample(scan, _Moved(mm, affine), grid, mode=mode, outside=0.0 if labels else None)[0, 0].numpy()
+    write_nifti(output, as_labels(array, volume.source) if labels else array, affine)
 
 
 def invert(
@@ -69,6 +73,7 @@ def invert(
     Raises:
         Refusal: E-NO-INVERSE, the field folds or points are off by more than a voxel; or a file cannot be read.
     """
+    _check_output(output, (".nii.gz", ".nii"))
     mm, affine = read_field(field)
     back = inverse(from_displacement(mm, affine))
     size = float(np.linalg.norm(affine[:3, :3], axis=0).max())
@@ -83,7 +88,7 @@ def invert(
     if grid is None:
         target = _grid(mm.shape[1:], affine)
     else:
-        volume = read(grid, options)
+        volume = _noted(read(grid, options))
         target = _grid(volume.shape, volume.affine)
     write_field(output, displacement(back.transformation, target), target.affine.numpy())
     return back.residual_mm
@@ -98,10 +103,27 @@ def jacobian(field: str | Path, output: str | Path) -> dict[str, float]:
     Raises:
         Refusal: the field cannot be read, or not without guessing.
     """
+    _check_output(output, (".nii.gz",))
     mm, affine = read_field(field)
     values = jacobian_of(mm, affine)
     write_nifti(output, values, affine)
     return {"min": float(values.min()), "max": float(values.max()), "folds": 100 * float((values <= 0).mean())}
+
+
+def _check_output(path: str | Path, suffixes: tuple[str, ...]) -> None:
+    """Refuse a name that cannot be written, before the work: E-FORMAT, E-READ-ONLY, E-DISK-FULL."""
+    if not str(path).endswith(suffixes):
+        remedy = f"choose a name that ends in {' or '.join(suffixes)}"
+        raise Refusal("E-FORMAT", "results are written as NIfTI", path=Path(path), remedy=remedy)
+    check_writable(Path(path).absolute().parent)
+
+
+def _noted(volume: Volume) -> Volume:
+    """The volume; what is doubtful about it is logged."""
+    for note in volume.notes:
+        if note.kind == "flag":
+            logger.warning("%s: %s %s", volume.source, note.code, note.message)
+    return volume
 
 
 class _Moved:
@@ -112,10 +134,6 @@ class _Moved:
 
     def __call__(self, points: torch.Tensor) -> torch.Tensor:
         return points + self.field.at(points, padding="border")
-
-
-def _scan(volume: Volume) -> Scan:
-    return Scan(torch.from_numpy(volume.array).mean(dim=0, keepdim=True)[None], torch.from_numpy(volume.affine))
 
 
 def _grid(shape: tuple[int, ...], affine: np.ndarray) -> Scan:

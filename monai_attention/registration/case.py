@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -16,11 +16,13 @@ from tqdm import tqdm
 
 from monai_attention.cohort.phases import Phases
 from monai_attention.cohort.verdict import judged
+from monai_attention.errors import Refusal
 from monai_attention.io.fields import write_affine, write_field
-from monai_attention.io.geometry import is_sheared
+from monai_attention.io.geometry import spacing
 from monai_attention.io.read import read
 from monai_attention.io.volume import Note, ReadOptions, Volume
 from monai_attention.io.write import write_nifti
+from monai_attention.registration.affine import SMALLEST_MM
 from monai_attention.registration.pair import Plan, Registered, register_pair
 from monai_attention.registration.pairs import Pair, read_landmarks
 from monai_attention.registration.scan import Scan
@@ -104,11 +106,23 @@ def _register(pair: Pair, folder: Path, settings: Settings, phases: Phases, prog
             None if path is None else _read(path, settings.options) for path in (pair.labels, pair.fixed_labels)
         )
         landmarks = None if pair.landmarks is None else read_landmarks(pair.landmarks)
+    for path, volume in ((pair.fixed, fixed), (pair.moving, moving)):
+        extent = spacing(volume.affine) * volume.shape
+        if extent.max() < SMALLEST_MM or min(volume.shape) < 3:
+            message = f"expected at least 3 voxels along every axis and {SMALLEST_MM:g} mm along one"
+            raise Refusal("E-TOO-SMALL", message, path=path, remedy="give the whole scan")
     still, moved = (scan_of(volume, settings.device) for volume in (fixed, moving))
     with _step_bar(pair.id, progress, settings.stopped) as on_step:
         found = register_pair(still, moved, settings.plan, phases, on_step=on_step)
+    named = {"fixed": fixed, "moving": moving, "labels": labels, "fixed labels": fixed_labels}
+    notes = [
+        replace(note, message=f"{name}: {note.message}")
+        for name, volume in named.items()
+        if volume is not None
+        for note in volume.notes
+    ]
     with phases.phase("write"):
-        result = _Result(folder, fixed, moving, still, moved, found)
+        result = _Result(folder, fixed, moving, still, moved, found, notes)
         result.write_field_and_affine()
         if settings.with_inverse:
             result.write_inverse()
@@ -126,16 +140,35 @@ def _read(path: Path, options: ReadOptions) -> Volume:
 
 
 def scan_of(volume: Volume, device: torch.device) -> Scan:
-    """Of several channels their mean."""
-    values = torch.from_numpy(volume.array).mean(dim=0, keepdim=True)
-    return Scan(values[None].to(device), torch.from_numpy(volume.affine))
+    """A volume, of one channel as the gate gives it, on a device."""
+    return Scan(torch.from_numpy(volume.array[:1])[None].to(device), torch.from_numpy(volume.affine))
+
+
+def as_labels(values: np.ndarray, source: Path) -> np.ndarray:
+    """Whole numbers in the smallest type that holds them.
+
+    Raises:
+        Refusal: E-LABELS, they are not whole.
+    """
+    if not np.array_equal(values, np.rint(values)):
+        remedy = "warp it as an image, without --labels or --mode nearest"
+        raise Refusal("E-LABELS", "a label map must hold whole numbers", path=source, remedy=remedy)
+    low, high = int(values.min()), int(values.max())
+    return values.astype(np.result_type(np.min_scalar_type(low), np.min_scalar_type(high)))
 
 
 class _Result:
     """Writes what came of a pair, and gathers its figures and doubts."""
 
     def __init__(
-        self, folder: Path, fixed: Volume, moving: Volume, still: Scan, moved: Scan, found: Registered
+        self,
+        folder: Path,
+        fixed: Volume,
+        moving: Volume,
+        still: Scan,
+        moved: Scan,
+        found: Registered,
+        notes: Sequence[Note],
     ) -> None:
         self.folder = folder
         self.fixed = fixed
@@ -148,11 +181,7 @@ class _Result:
             "information, nats": round(found.affine.information, 3),
         }
         self.figures |= {f"unlike, {stage}": round(value, 5) for stage, value in found.figures.items()}
-        self.notes = [
-            *(replace(note, message=f"fixed: {note.message}") for note in fixed.notes),
-            *(replace(note, message=f"moving: {note.message}") for note in moving.notes),
-            *_doubts(found),
-        ]
+        self.notes = [*notes, *_doubts(found)]
 
     def write_field_and_affine(self) -> None:
         """The warped scan, the field, its Jacobian, and the affine part."""
@@ -161,12 +190,7 @@ class _Result:
         self.warped = resample(moved, transformation, still)
         self.write("warped", self.warped[0, 0].cpu().numpy())
         total = displacement(transformation, still)
-        if is_sheared(self.fixed.affine):
-            message = "the fixed grid is sheared, which no field file can be: give the scan without gantry tilt"
-            self.notes.append(Note("flag", "F-NO-FIELD", message))
-        else:
-            write_field(self.folder / OUTPUTS["field"], total, self.fixed.affine)
-            self.outputs["field"] = OUTPUTS["field"]
+        self.write_displacement("field", total, self.fixed.affine, "F-NO-FIELD")
         for kind in ("affine", "affine_text"):
             write_affine(self.folder / OUTPUTS[kind], transformation.matrix.numpy())
             self.outputs[kind] = OUTPUTS[kind]
@@ -192,22 +216,20 @@ class _Result:
             )
             self.notes.append(Note("flag", "F-NO-INVERSE", message))
             return
-        write_field(
-            self.folder / OUTPUTS["inverse"], displacement(back.transformation, self.scans[1]), self.moving.affine
-        )
-        self.outputs["inverse"] = OUTPUTS["inverse"]
+        mm = displacement(back.transformation, self.scans[1])
+        self.write_displacement("inverse", mm, self.moving.affine, "F-NO-INVERSE")
 
     def write_labels(self, labels: Volume, fixed_labels: Volume | None) -> None:
         """Labels of the moving scan on the fixed grid, and how well they lie on the fixed one's."""
         still, device = self.scans[0], self.scans[0].values.device
-        warped = resample(scan_of(labels, device), self.found.transformation, still, mode="nearest")
-        array = warped[0, 0].round().cpu().numpy()
-        self.write("labels", array.astype(np.min_scalar_type(int(array.max()))))
+        source = scan_of(labels, device)
+        warped = resample(source, self.found.transformation, still, mode="nearest", outside=0.0)
+        self.write("labels", as_labels(warped[0, 0].cpu().numpy(), labels.source))
         if fixed_labels is None:
             return
         target = scan_of(fixed_labels, device)
         for stage, mapping in self.stages():
-            found = resample(scan_of(labels, device), mapping, target, mode="nearest")
+            found = resample(source, mapping, target, mode="nearest", outside=0.0)
             dice = mean_dice(found[0, 0].cpu().numpy(), target.values[0, 0].cpu().numpy())
             self.figures[f"Dice, {stage}"] = "n/a" if dice is None else round(dice, 4)
 
@@ -231,7 +253,7 @@ class _Result:
         identity = torch.eye(4, dtype=torch.float64)
         deformation = Transformation(identity, transformation.ddf, transformation.grid)
         picture = registration_sheet(
-            self.fixed.array.mean(axis=0),
+            self.fixed.array[0],
             affine_only[0, 0].cpu().numpy(),
             self.warped[0, 0].cpu().numpy(),
             displacement(deformation, still),
@@ -241,6 +263,17 @@ class _Result:
         )
         write_preview(self.folder / OUTPUTS["preview"], picture)
         self.outputs["preview"] = OUTPUTS["preview"]
+
+    def write_displacement(self, kind: str, mm: np.ndarray, affine: np.ndarray, code: str) -> None:
+        """A field, or a flag where its grid is one that no file can hold; the rest of the result stays."""
+        try:
+            write_field(self.folder / OUTPUTS[kind], mm, affine)
+        except Refusal as refusal:
+            if refusal.code != "E-TRANSFORM":
+                raise
+            self.notes.append(Note("flag", code, f"{OUTPUTS[kind]} is not written: {refusal.message}"))
+        else:
+            self.outputs[kind] = OUTPUTS[kind]
 
     def write(self, kind: str, array: np.ndarray) -> None:
         """An array on the fixed grid."""
@@ -261,16 +294,18 @@ class _Result:
 
 
 def mean_dice(labels: np.ndarray, target: np.ndarray) -> float | None:
-    """Mean over the labels of either map, but background, from the counts of pairs of labels; None if there are none.
+    """Mean over the labels of either map (0 and up), but background; None if there are none.
 
     A label that one map lacks counts as 0.
     """
-    values, index = np.unique([labels.ravel(), target.ravel()], return_inverse=True)
-    first, second = index.reshape(2, -1)
-    pairs = np.bincount(first * len(values) + second, minlength=len(values) ** 2).reshape(len(values), -1)
-    scores = 2 * pairs.diagonal() / (pairs.sum(axis=0) + pairs.sum(axis=1))
-    scores = scores[values != 0]
-    return float(scores.mean()) if len(scores) else None
+    largest = int(max(labels.max(), target.max())) + 1
+    both, either = np.zeros(largest, np.int64), np.zeros(largest, np.int64)
+    for a, b in zip(labels, target, strict=True):  # a plane at a time: counting makes copies
+        a, b = a.ravel().astype(np.int64), b.ravel().astype(np.int64)
+        either += np.bincount(a, minlength=largest) + np.bincount(b, minlength=largest)
+        both += np.bincount(a[a == b], minlength=largest)
+    there = np.flatnonzero(either[1:]) + 1
+    return float((2 * both[there] / either[there]).mean()) if len(there) else None
 
 
 def _doubts(found: Registered) -> list[Note]:

@@ -168,7 +168,11 @@ def affine_to_ddf(matrix: Tensor, size: Sequence[int]) -> Tensor:
     grid = identity(size, like=matrix)
     linear, shift = matrix[:, :n, :n].to(grid), matrix[:, :n, n].to(grid)
     move = linear - torch.eye(n, device=grid.device, dtype=grid.dtype)  # of small numbers less is lost
-    return torch.einsum("bij,j...->bi...", move, grid) + shift.view(-1, n, *[1] * n)
+    ddf = shift.view(-1, n, *[1] * n).repeat(1, 1, *size)
+    for i in range(n):
+        for j in range(n):  # by sums: matrix products may be rounded to fewer digits, by autocast or on GPUs
+            ddf[:, i] += move[:, i, j].view(-1, *[1] * n) * grid[j]
+    return ddf
 
 
 def ddf_to_affine(ddf: Tensor) -> Tensor:

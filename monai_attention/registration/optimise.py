@@ -115,7 +115,7 @@ def optimise(
         velocity = velocity.detach()
     with torch.no_grad():
         ddf = whole_ddf(velocity, size, settings.integration_steps, initial)
-    return Optimised(ddf, velocity, losses, stopped=time.monotonic() > ends)
+    return Optimised(ddf, velocity, losses, stopped=sum(map(len, losses)) < total)
 
 
 def whole_ddf(velocity: Tensor, size: Sequence[int], integration_steps: int, initial: Tensor | None = None) -> Tensor:

@@ -132,7 +132,8 @@ def register_pair(
         if plan.network is None:
             start = whole_ddf(-found.velocity, still.shape, settings.integration_steps)
         figures["optimised"] = judge(ddf)
-    worse = ddf is not None and judge(ddf) > figures["affine"]
+    last = list(figures.values())[-1]
+    worse = ddf is not None and not last <= figures["affine"]  # NaN is worse as well
     kept = None if worse else ddf
     transformation = Transformation(affine.matrix, kept, still.affine)
     return Registered(transformation, name, figures, affine, worse, losses, None if worse else start)

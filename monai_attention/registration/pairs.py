@@ -37,9 +37,10 @@ class Pair:
     landmarks: Path | None = None
 
     @property
-    def files(self) -> list[Path]:
-        """All of them."""
-        return [path for path in (self.fixed, self.moving, self.labels, self.fixed_labels, self.landmarks) if path]
+    def files(self) -> dict[str, Path]:
+        """Those there are, by their role."""
+        roles = ("fixed", "moving", "labels", "fixed_labels", "landmarks")
+        return {role: path for role in roles if (path := getattr(self, role)) is not None}
 
 
 def find_pairs(
@@ -53,21 +54,24 @@ def find_pairs(
     """One pair from two paths, or many from a CSV.
 
     The CSV has columns `fixed` and `moving` and may have `labels`, `fixed_labels`, `landmarks` and `id`; paths are
-    relative to it. Without ids a pair is called `<moving>_to_<fixed>`.
+    relative to it. Without ids a pair is called `<moving>_to_<fixed>`. That a file is missing is the verdict of its own
+    pair.
 
     Raises:
-        Refusal: E-NOT-FOUND, E-CSV, E-DUPLICATE-CASE.
+        Refusal: E-CSV, E-EMPTY (a table without rows), E-DUPLICATE-CASE.
     """
     if moving is not None:
         given = {"fixed": fixed, "moving": moving, "labels": labels, "fixed_labels": fixed_labels}
         given["landmarks"] = landmarks
-        return [_pair({name: str(path) for name, path in given.items() if path is not None}, Path.cwd())]
+        return [_pair({name: str(path) for name, path in given.items() if path is not None}, Path.cwd(), Path(fixed))]
     table = Path(fixed)
     if table.suffix.lower() != ".csv":
         message = "expected two scans, or a .csv of pairs"
         raise Refusal("E-CSV", message, path=table, remedy="name the moving scan as well")
     rows = _rows(table, ("fixed", "moving"), COLUMNS)
-    pairs = [_pair({name: value for name, value in row.items() if value}, table.parent) for row in rows]
+    pairs = [_pair({name: value for name, value in row.items() if value}, table.parent, table) for row in rows]
+    if not pairs:
+        raise Refusal("E-EMPTY", "the table has no rows", path=table, remedy="write a row a pair")
     names = [pair.id.casefold() for pair in pairs]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         remedy = "give each row an `id` of its own"
@@ -84,9 +88,10 @@ def read_landmarks(path: Path) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         Refusal: E-NOT-FOUND, E-CSV.
     """
+    rows = _rows(path, POINTS, POINTS)
     try:
-        points = np.array([[float(row[name]) for name in POINTS] for row in _rows(path, POINTS, POINTS)])
-    except ValueError as error:
+        points = np.array([[float(row[name]) for name in POINTS] for row in rows])
+    except (ValueError, TypeError) as error:
         raise Refusal("E-CSV", "a coordinate is no number", path=path, remedy="write numbers in mm, RAS") from error
     if not len(points) or not np.isfinite(points).all():
         raise Refusal("E-CSV", "expected rows of finite numbers", path=path, remedy="write numbers in mm, RAS")
@@ -101,20 +106,26 @@ def _rows(path: Path, needed: Sequence[str], known: Sequence[str]) -> list[dict[
             if not set(needed) <= set(found) <= set(known):
                 message = f"expected the columns {', '.join(needed)}, got {', '.join(found) or 'none'}"
                 raise Refusal("E-CSV", message, path=path, remedy=f"columns may be {', '.join(known)}")
-            return [dict(row) for row in reader]
+            rows = [dict(row) for row in reader]
     except FileNotFoundError as error:
         raise Refusal("E-NOT-FOUND", "there is no such file", path=path, remedy="check the path") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise Refusal("E-CSV", "this is no table in UTF-8", path=path, remedy="save it as CSV, UTF-8") from error
+    for number, row in enumerate(rows, start=1):
+        if None in row:
+            remedy = "put names that hold commas into quotes"
+            raise Refusal("E-CSV", f"row {number} has more cells than there are columns", path=path, remedy=remedy)
+    return rows
 
 
-def _pair(given: dict[str, str], folder: Path) -> Pair:
+def _pair(given: dict[str, str], folder: Path, source: Path) -> Pair:
     for name in ("fixed", "moving"):
         if name not in given:
-            raise Refusal("E-CSV", f"a row has no {name} scan", path=folder, remedy="fill the column, or drop the row")
+            remedy = "fill the column, or drop the row"
+            raise Refusal("E-CSV", f"a row has no {name} scan", path=source, remedy=remedy)
+    if "fixed_labels" in given and "labels" not in given:
+        remedy = "give the moving scan's labels as well, or none"
+        raise Refusal("E-CSV", "labels of the fixed scan alone cannot be compared", path=source, remedy=remedy)
     paths = {name: Path(folder / value).absolute() for name, value in given.items() if name != "id"}
-    for path in paths.values():
-        if not path.exists():
-            raise Refusal("E-NOT-FOUND", "there is no such file or folder", path=path, remedy="check the path")
     fixed, moving = (strip_suffix(paths[name]).name for name in ("fixed", "moving"))
     return Pair(safe_name(given.get("id", f"{moving}_to_{fixed}")), **paths)

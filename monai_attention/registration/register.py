@@ -96,11 +96,14 @@ def register(
     options = options or ReadOptions()
     if similarity not in SIMILARITIES:
         raise ValueError(f"similarity must be one of {SIMILARITIES}; got {similarity!r}")
+    if not 0.1 <= spacing <= 20:
+        raise ValueError(f"spacing must be from 0.1 to 20 mm; got {spacing}")
     output = Path(output).absolute()
     pairs = find_pairs(fixed, moving, labels=labels, fixed_labels=fixed_labels, landmarks=landmarks)
     check_writable(output)
     choices = {"similarity": similarity, "spacing": spacing, "steps": optimize}
-    parameters = {"program": __version__, "options": asdict(options), "inverse": inverse, **choices}
+    read_as = {key: value for key, value in asdict(options).items() if key != "max_memory"}
+    parameters = {"program": __version__, "options": read_as, "inverse": inverse, **choices}
     fingerprints = {pair.id: _fingerprint(pair, parameters) for pair in pairs}
     prepare = functools.partial(_prepared, choices, device, options, inverse, progress)
     cohort = Cohort(prepare, 1, progress, overwrite)
@@ -125,12 +128,17 @@ def _prepared(
     from monai_attention.registration.case import Settings, run_pair
     from monai_attention.registration.pair import Plan
 
-    settings = Settings(Plan(**choices), device_of(device), options, inverse, stopped)
+    settings = Settings(Plan(**choices), device_of(device, float64=True), options, inverse, stopped)
     return functools.partial(run_pair, settings=settings, progress=progress)
 
 
 def _fingerprint(pair: Pair, parameters: Mapping[str, Any]) -> str:
-    return ledger.fingerprint(pair.files, parameters)
+    """See `ledger.fingerprint`; which file plays which role counts, and one that vanished has one too."""
+    roles = {**parameters, "roles": {role: str(path) for role, path in pair.files.items()}}
+    try:
+        return ledger.fingerprint(pair.files.values(), roles)
+    except FileNotFoundError:
+        return ledger.fingerprint([], {**roles, "missing": True})
 
 
 def _result(record: Mapping[str, Any], output: Path, done_now: bool) -> PairResult:

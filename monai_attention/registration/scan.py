@@ -61,13 +61,21 @@ class Scan:
 def transform(points: Tensor, matrix: Tensor) -> Tensor:
     """Points (B, n, *S) through a matrix (n + 1, n + 1)."""
     n = points.shape[1]
-    linear, shift = matrix[:n, :n].to(points), matrix[:n, n].to(points)
-    return torch.einsum("ij,bj...->bi...", linear, points) + shift.view(1, n, *[1] * (points.ndim - 2))
+    # By sums: matrix products may be rounded to fewer digits, by autocast or on GPUs.
+    components = points.unbind(1)
+    rows = [
+        sum((matrix[i, j].to(points) * components[j] for j in range(n)), start=matrix[i, n].to(points))
+        for i in range(n)
+    ]
+    return torch.stack(rows, dim=1)
 
 
 def coarser(scan: Scan, spacing_mm: float) -> Scan:
     """The same with voxels of about `spacing_mm`, each the mean of what it covers; finer axes only are changed."""
-    size = [max(1, round(n * s / max(s, spacing_mm))) for n, s in zip(scan.shape, scan.spacing.tolist(), strict=True)]
+    size = [
+        max(min(2, n), round(n * s / max(s, spacing_mm)))
+        for n, s in zip(scan.shape, scan.spacing.tolist(), strict=True)
+    ]
     if tuple(size) == scan.shape:
         return scan
     return Scan(F.interpolate(scan.values, size=tuple(size), mode="area"), affine_of_grid(scan, size))

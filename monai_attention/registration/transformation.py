@@ -113,9 +113,16 @@ def jacobian_of(mm: np.ndarray, affine: np.ndarray) -> np.ndarray:
     return result
 
 
-def resample(moving: Scan, mapping: Callable[[Tensor], Tensor], fixed: Scan, *, mode: str = "linear") -> Tensor:
-    """A scan as another one's grid sees it, (1, C, *fixed.shape); beyond its field of view, its least value."""
-    least = moving.values.min()
+def resample(
+    moving: Scan,
+    mapping: Callable[[Tensor], Tensor],
+    fixed: Scan,
+    *,
+    mode: str = "linear",
+    outside: float | None = None,
+) -> Tensor:
+    """A scan as another one's grid sees it, (1, C, *fixed.shape); beyond its field of view `outside`, or its least."""
+    least = moving.values.min() if outside is None else outside
     shifted = Scan(moving.values - least, moving.affine)
     step = max(1, PART_VOXELS // (fixed.shape[1] * fixed.shape[2]))
     parts = [

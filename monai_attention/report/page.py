@@ -206,7 +206,7 @@ def _spelled(value: Any) -> str:
         return ", ".join(f"{key} {_spelled(item)}" for key, item in value.items())
     if isinstance(value, list | tuple):
         return ", ".join(_spelled(item) for item in value)
-    return f"{value:.1f}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _text(value: Any) -> str:

@@ -125,12 +125,14 @@ def test_finished_pairs_are_kept_and_a_bad_one_does_not_stop_the_others(result, 
         writer = csv.writer(file)
         writer.writerows([["fixed", "moving", "id"], ["fixed.nii.gz", "fixed.nii.gz", "same"]])
         writer.writerow(["fixed.nii.gz", "broken.nii.gz", "bad"])
+        writer.writerow(["fixed.nii.gz", "missing.nii.gz", "gone"])
     (folder / "broken.nii.gz").write_bytes((folder / "moving.nii.gz").read_bytes()[:2000])
-    same, bad = register(folder / "pairs.csv", output=folder / "cohort", **FAST)
+    same, bad, gone = register(folder / "pairs.csv", output=folder / "cohort", **FAST)
+    assert (gone.verdict, gone.code) == ("refused", "E-NOT-FOUND")
     assert (same.code, bad.verdict, bad.code) == ("F-NOT-IMPROVED", "refused", "E-TRUNCATED")  # it lay right before
     field = np.asarray(nibabel.load(same.outputs["field"]).dataobj)
     assert np.abs(field).max() < 1  # mm: nothing had to move
-    same, _ = register(folder / "pairs.csv", output=folder / "cohort", **FAST)
+    same, *_ = register(folder / "pairs.csv", output=folder / "cohort", **FAST)
     assert same.resumed
     record = json.loads((folder / "cohort/same/run.json").read_text())
     assert record["parameters"] == {"similarity": "auto", "spacing_mm": 4.0, "steps": 20}
@@ -160,11 +162,15 @@ def test_landmarks_are_measured_in_mm(folder, tmp_path):
 def test_pairs_are_named_and_checked_before_anything_is_read(folder, tmp_path):
     (pair,) = find_pairs(folder / "fixed.nii.gz", folder / "moving.nii.gz")
     assert pair.id == "moving_to_fixed"
-    with pytest.raises(Refusal, match="E-NOT-FOUND"):
-        find_pairs(folder / "fixed.nii.gz", folder / "no.nii.gz")
+    with pytest.raises(Refusal, match="labels of the fixed scan alone"):
+        find_pairs(folder / "fixed.nii.gz", folder / "moving.nii.gz", fixed_labels=folder / "fixed_labels.nii.gz")
     with pytest.raises(Refusal, match="expected two scans"):
         find_pairs(folder / "fixed.nii.gz")
     table = tmp_path / "pairs.csv"
+    for text, complaint in (("fixed,moving\n", "E-EMPTY"), ("fixed,moving\na,b,c\n", "row 1 has more cells")):
+        table.write_text(text)
+        with pytest.raises(Refusal, match=complaint):
+            find_pairs(table)
     table.write_text("fixed,moved\na,b\n")
     with pytest.raises(Refusal, match="expected the columns fixed, moving"):
         find_pairs(table)
@@ -172,3 +178,32 @@ def test_pairs_are_named_and_checked_before_anything_is_read(folder, tmp_path):
     table.write_text(f"fixed,moving\n{path},{path}\n{path},{path}\n")
     with pytest.raises(Refusal, match="E-DUPLICATE-CASE"):
         find_pairs(table)
+
+
+def test_labels_are_labels(folder, tmp_path):
+    """0 beyond the field of view, whatever the least label; whole numbers; made when a finished pair gets some."""
+    fixed = folder / "fixed.nii.gz"
+    image = nibabel.load(fixed)
+    ones = np.full(image.shape, 3.0, np.float32)
+    ones[::2] = 7
+    part = nibabel.Nifti1Image(ones[:20], image.affine)
+    nibabel.save(part, tmp_path / "part.nii.gz")
+    plan = {"spacing": 4.0, "optimize": 0}
+    (plain,) = register(fixed, fixed, tmp_path / "out", **plan)
+    (one,) = register(fixed, fixed, tmp_path / "out", labels=tmp_path / "part.nii.gz", **plan)
+    assert not one.resumed
+    found = np.asarray(nibabel.load(one.outputs["labels"]).dataobj)
+    assert set(np.unique(found)) == {0, 3, 7}
+    assert not found[25:].any()
+    nibabel.save(nibabel.Nifti1Image(ones * 0.3, image.affine), tmp_path / "soft.nii.gz")
+    (one,) = register(fixed, fixed, tmp_path / "out", labels=tmp_path / "soft.nii.gz", **plan)
+    assert (one.verdict, one.code) == ("refused", "E-LABELS")
+    with pytest.raises(Refusal, match="E-FORMAT"):
+        apply.warp(fixed, plain.outputs["field"], tmp_path / "w.mha")
+
+
+def test_too_small_a_scan_is_refused(folder, tmp_path):
+    noise = np.random.default_rng(0).random((20, 20, 20), np.float32)
+    path = write_nifti(tmp_path / "tiny.nii.gz", noise, np.diag([0.1, 0.1, 0.1, 1]))
+    (one,) = register(folder / "fixed.nii.gz", path, tmp_path / "out", **FAST)
+    assert (one.verdict, one.code) == ("refused", "E-TOO-SMALL")
