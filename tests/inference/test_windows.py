@@ -27,9 +27,16 @@ def test_a_row_is_finished_where_the_next_begins():
 
 def test_what_sums_need_does_not_grow_with_the_longest_axis():
     small, large = (Layout((20, n, 24), 8, 0.5) for n in (40, 400))
-    assert [sum_bytes(7, *layout.three(), whole=False) for layout in (small, large)] == [
-        4 * 8 * 20 * (8 * 8 + 4 * 24 + 8 * 8)
-    ] * 2
+    held = [sum_bytes(7, *layout.three(), whole=False) for layout in (small, large)]
+    assert held == [4 * 8 * 20 * (8 * 8 + 4 * 24)] * 2
+
+
+def test_an_axis_whose_last_window_overlaps_a_lot_is_not_the_first():
+    """Windows at 0, 48, ..., 432, 448: 48 voxels are shared at the end, against 16 along the shorter axis."""
+    layout = Layout((512, 512, 400), 64, 0.25)
+    assert layout.order[0] == 2
+    assert sum_bytes(0, *layout.three(), whole=False) == 4 * 512 * (64 * 64 + 16 * 512)
+    assert Layout((512, 512, 400), 64, 0.25, even=True).order[0] == 0
 
 
 def test_small_images_are_padded_on_both_sides():
