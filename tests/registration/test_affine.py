@@ -50,6 +50,8 @@ def test_parameters_are_what_they_say():
 
 
 def test_a_constant_scan_is_refused():
-    scan = Scan(torch.ones(1, 1, 8, 8, 8), torch.eye(4, dtype=torch.float64))
+    scan = Scan(torch.ones(1, 1, 8, 8, 8), torch.diag(torch.tensor([10.0, 10, 10, 1])).double())
     with pytest.raises(ValueError, match="nothing to register"):
         register_affine(scan, scan)
+    with pytest.raises(ValueError, match="at least 40 mm"):
+        register_affine(scan, Scan(scan.values, torch.eye(4, dtype=torch.float64)))
