@@ -113,7 +113,7 @@ def run(method: str, folder: Path, peers: str | None) -> dict[str, Any]:
         command = [sys.executable, "-W", "ignore", __file__, "--one", str(folder), "--steps", str(steps)]
     else:
         command = [str(peers), str(Path(__file__).parent / "registration_peers.py"), method, str(folder)]
-    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL, cwd=folder)  # elastix litters
     return json.loads((folder / "figures.json").read_text()) | judged(folder)
 
 
@@ -158,7 +158,7 @@ def table(results: dict[str, list[dict[str, Any]]]) -> str:
         mean = functools.partial(lambda key, runs: statistics.fmean(run[key] for run in runs), runs=runs)
         low, high = (f(run["dice"] for run in runs) for f in (min, max))
         cells = [method if method not in OURS else f"ours, {method}", f"{mean('dice'):.3f} ({low:.3f} to {high:.3f})"]
-        cells += [f"{mean('folds'):.3f} %", f"{mean('sd_log_j'):.3f}"]
+        cells += [f"{mean('folds'):.4f} %", f"{mean('sd_log_j'):.3f}"]
         cells += [f"{mean('seconds'):.0f}", f"{mean('peak_gb'):.1f} GB"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"

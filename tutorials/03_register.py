@@ -50,8 +50,8 @@ moving_labels = save("moving_labels.nii.gz", map_coordinates(labels, places, ord
 
 # %% [markdown]
 # ## 2. Register
-# Affine first, from centres of mass and several rotations; then a smooth velocity whose flow cannot fold. No network is
-# needed. On the command line:
+# Affine first, from centres of mass and several rotations; then a smooth velocity, whose flow hardly folds. No network
+# is needed. On the command line:
 #
 #     monai-attention register fixed.nii.gz moving.nii.gz -o registered --inverse
 

@@ -1,8 +1,8 @@
 """Deformable registration of one pair by gradient descent, coarse to fine; no network is needed.
 
 A field is sought under which the warped image resembles the fixed one and that is smooth. In the diffeomorphic form it
-is the flow of a stationary velocity, so it does not fold and its inverse is the flow back (Ashburner 2007,
-doi:10.1016/j.neuroimage.2007.07.007). Given a network's field, what is sought is a correction of it.
+is the flow of a stationary velocity, which folds only by what sampling it costs, and its inverse is the flow back
+(Ashburner 2007, doi:10.1016/j.neuroimage.2007.07.007). Given a network's field, what is sought is a correction of it.
 """
 
 from __future__ import annotations
