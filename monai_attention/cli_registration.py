@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from monai_attention.registration import SIMILARITIES
+
 if TYPE_CHECKING:
     from monai_attention.registration.register import PairResult
 
-SIMILARITIES = ("auto", "lncc", "mi", "mind")
 OK, SOME_REFUSED = 0, 1
 
 AddVerb = Callable[[str, Callable[[argparse.Namespace], int], str, str], argparse.ArgumentParser]

@@ -49,7 +49,7 @@ def warp(
     """
     _check_output(output, (".nii.gz",))
     volume = _noted(read(moving, options))
-    mm, affine = read_field(field)
+    mm, affine = _field(field)
     labels = mode == "nearest"
     scan, grid = scan_of(volume, torch.device("cpu")), _grid(mm.shape[1:], affine)
     array = resample(scan, _Moved(mm, affine), grid, mode=mode, outside=0.0 if labels else None)[0, 0].numpy()
@@ -74,7 +74,7 @@ def invert(
         Refusal: E-NO-INVERSE, the field folds or points are off by more than a voxel; or a file cannot be read.
     """
     _check_output(output, (".nii.gz", ".nii"))
-    mm, affine = read_field(field)
+    mm, affine = _field(field)
     back = inverse(from_displacement(mm, affine))
     size = float(np.linalg.norm(affine[:3, :3], axis=0).max())
     if not usable(back, size):
@@ -104,7 +104,7 @@ def jacobian(field: str | Path, output: str | Path) -> dict[str, float]:
         Refusal: the field cannot be read, or not without guessing.
     """
     _check_output(output, (".nii.gz",))
-    mm, affine = read_field(field)
+    mm, affine = _field(field)
     values = jacobian_of(mm, affine)
     write_nifti(output, values, affine)
     return {"min": float(values.min()), "max": float(values.max()), "folds": 100 * float((values <= 0).mean())}
@@ -116,6 +116,15 @@ def _check_output(path: str | Path, suffixes: tuple[str, ...]) -> None:
         remedy = f"choose a name that ends in {' or '.join(suffixes)}"
         raise Refusal("E-FORMAT", "results are written as NIfTI", path=Path(path), remedy=remedy)
     check_writable(Path(path).absolute().parent)
+
+
+def _field(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """See `read_field`; E-TOO-SMALL where it has no extent along some axis."""
+    mm, affine = read_field(path)
+    if min(mm.shape[1:]) < 2:
+        message = f"expected at least 2 voxels along every axis, got {' x '.join(map(str, mm.shape[1:]))}"
+        raise Refusal("E-TOO-SMALL", message, path=Path(path), remedy="give the field of a 3-D registration")
+    return mm, affine
 
 
 def _noted(volume: Volume) -> Volume:

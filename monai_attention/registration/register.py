@@ -14,10 +14,9 @@ from monai_attention.cohort import ledger
 from monai_attention.cohort.run import Cohort, RunCase
 from monai_attention.io.volume import ReadOptions
 from monai_attention.io.write import check_writable
+from monai_attention.registration import SIMILARITIES
 from monai_attention.registration.pairs import Pair, find_pairs
 from monai_attention.report.page import write_report
-
-SIMILARITIES = ("auto", "lncc", "mi", "mind")
 
 
 @dataclass(frozen=True)

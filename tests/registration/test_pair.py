@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from monai_attention.cohort.phases import Phases
+from monai_attention.registration import SIMILARITIES as NAMES
 from monai_attention.registration.pair import Plan, cropped, evenly_spaced, register_pair
 from monai_attention.registration.scan import Scan
 from monai_attention.registration.similarities import SIMILARITIES, similarity, suited
@@ -30,6 +31,10 @@ def test_a_network_helps_where_it_knows_better():
     found = register_pair(scan, scan, plan, Phases(CPU))
     assert not found.worse
     assert found.transformation.ddf is not None
+
+
+def test_what_may_be_typed_is_what_there_is():
+    assert set(NAMES) == {"auto", *SIMILARITIES}
 
 
 def test_contrasts_that_differ_are_seen():

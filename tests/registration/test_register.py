@@ -9,6 +9,7 @@ import torch
 
 from monai_attention import Refusal
 from monai_attention.cli import main
+from monai_attention.io.fields import write_field
 from monai_attention.registration import apply
 from monai_attention.registration.pairs import find_pairs
 from monai_attention.registration.register import register
@@ -118,6 +119,13 @@ def test_row_59_a_field_that_folds_is_not_inverted(folder, result, tmp_path):
         apply.invert(tmp_path / "folded.nii.gz", tmp_path / "i.nii.gz")
     assert "folded.nii.gz" in str(refused.value)
     assert not (tmp_path / "i.nii.gz").exists()
+
+
+def test_a_field_of_one_slice_is_refused(tmp_path):
+    write_field(tmp_path / "flat.nii.gz", np.zeros((3, 8, 8, 1), np.float32), np.eye(4))
+    for verb in ("jacobian", "invert"):
+        assert main([verb, str(tmp_path / "flat.nii.gz"), "-o", str(tmp_path / "o.nii.gz")]) == 2
+    assert not (tmp_path / "o.nii.gz").exists()
 
 
 def test_finished_pairs_are_kept_and_a_bad_one_does_not_stop_the_others(result, folder):
