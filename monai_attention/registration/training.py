@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from monai_attention.registration.fields import warp
+from monai_attention.registration.fields import resize_ddf, warp
 from monai_attention.registration.losses import Diffusion
 
 
@@ -18,17 +20,21 @@ class LabelOverlap(nn.Module):
     Args:
         classes: with background, 0.
         weight: of the unevenness (`losses.Diffusion`).
+        coarseness: labels and field are compared on a grid so many times coarser; the costs fall with its cube.
     """
 
-    def __init__(self, classes: int, weight: float = 1.0) -> None:
+    def __init__(self, classes: int, weight: float = 1.0, coarseness: int = 1) -> None:
         super().__init__()
         self.classes = classes
         self.weight = weight
+        self.coarseness = coarseness
         self.smoothness = Diffusion()
 
     def forward(self, ddf: Tensor, labels: Tensor) -> Tensor:
         """Of a ddf (B, n, *S) and class numbers (B, 2, *S), the moving map first; 0 is perfect."""
-        moving, fixed = (_one_hot(one, self.classes) for one in labels.unbind(1))
+        size = [-(-n // self.coarseness) for n in labels.shape[2:]]
+        moving, fixed = (_parts(one, self.classes, size) for one in labels.unbind(1))
+        ddf = resize_ddf(ddf, size)
         warped = warp(moving, ddf)
         axes = tuple(range(2, warped.ndim))
         both, either = (warped * fixed).sum(axes), warped.sum(axes) + fixed.sum(axes)
@@ -57,7 +63,7 @@ class Likeness(nn.Module):
         return self.similarity(warp(moving, ddf, padding="border"), fixed) + self.weight * self.smoothness(ddf)
 
 
-def _one_hot(labels: Tensor, classes: int) -> Tensor:
-    """Class numbers (B, *S) as (B, classes - 1, *S), background left out."""
-    found = F.one_hot(labels.long(), classes).movedim(-1, 1)[:, 1:]
-    return found.to(torch.float32)
+def _parts(labels: Tensor, classes: int, size: Sequence[int]) -> Tensor:
+    """Of class numbers (B, *S) the part of each voxel that each class has, (B, classes - 1, *size), but background."""
+    found = (labels[:, None] == torch.arange(1, classes, device=labels.device).view(-1, *[1] * len(size))).float()
+    return found if tuple(size) == tuple(labels.shape[1:]) else F.interpolate(found, size=tuple(size), mode="area")
