@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import nibabel as nib
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from monai_attention.synthesis.images import ImageGenerator
+from monai_attention.synthesis.images import ImageGenerator, look_up
 
 if TYPE_CHECKING:
     from ignite.engine import Engine
@@ -35,6 +36,7 @@ class LabelMapDataset(Dataset):
         length: items of the set.
         jitter_mm: standard deviation of the image's centre around the centre of all classes, per axis.
         seed: another seed, another set.
+        align: bring all people to the pose and size of the first, see `aligned`.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class LabelMapDataset(Dataset):
         length: int,
         jitter_mm: float = 30.0,
         seed: int = 0,
+        align: bool = False,
     ) -> None:
         if not files:
             raise ValueError("expected label maps, got an empty list; check the folder they are read from")
@@ -67,6 +70,9 @@ class LabelMapDataset(Dataset):
         for i, group in enumerate(tissues):
             self.tissue[self.intensity_class[torch.from_numpy(np.isin(values, list(group)))]] = i
         generator.strip_labels = tuple(int(i) for i in np.flatnonzero(np.isin(values, list(strip))))
+        if align:
+            kept = torch.nonzero(self.target).flatten()
+            self.maps = [(aligned(*one, *self.maps[0], kept), self.maps[0][1]) for one in self.maps]
         self.centres = [torch.nonzero(self.target[m.long()]).float().mean(dim=0) for m, _ in self.maps]
 
     def __len__(self) -> int:
@@ -110,6 +116,45 @@ class ContinueFrom:
     def __call__(self, engine: Engine) -> None:
         """Skip what the engine has seen."""
         self.dataset.first = engine.state.iteration * self.batch_size
+
+
+def aligned(
+    labels: Tensor, spacing: Sequence[float], target: Tensor, target_spacing: Sequence[float], values: Tensor
+) -> Tensor:
+    """A label map brought to the pose and size of another, by an affine map between the centroids of their labels.
+
+    Args:
+        labels: shape (X, Y, Z).
+        spacing: its, in mm.
+        target: another, any shape; the result lies on its grid.
+        target_spacing: its, in mm.
+        values: labels to go by; those that either lacks do not count.
+
+    Raises:
+        ValueError: the two share fewer than four labels.
+    """
+    if labels is target:
+        return labels
+    here, there = centroids(labels, values), centroids(target, values)
+    known = ~(here + there).isnan().any(dim=1)
+    if int(known.sum()) < 4:
+        raise ValueError(f"expected at least 4 labels that both maps have; got {int(known.sum())}")
+    from_there = F.pad(there[known] * torch.tensor(target_spacing), (0, 1), value=1.0)
+    matrix = torch.linalg.lstsq(from_there, here[known] * torch.tensor(spacing)).solution / torch.tensor(spacing)
+    x, y, z = (torch.arange(n) * mm for n, mm in zip(target.shape, target_spacing, strict=True))
+    coordinates = [
+        (column[0] * x + column[3])[:, None, None] + (column[1] * y)[:, None] + column[2] * z for column in matrix.T
+    ]
+    return look_up(labels, coordinates)
+
+
+def centroids(labels: Tensor, values: Tensor) -> Tensor:
+    """Mean position of each value in a map of numbers up to 255, in voxels, (N, 3); NaN for absent ones."""
+    counts = []
+    for axis in range(3):
+        planes = [torch.bincount(plane.flatten().int(), minlength=256) for plane in labels.unbind(axis)]
+        counts.append(torch.stack(planes)[:, values.long()].float())
+    return torch.stack([torch.arange(len(c)).float() @ c / c.sum(dim=0) for c in counts], dim=1)
 
 
 def _read_ras(path: Path) -> tuple[np.ndarray, tuple[float, ...]]:
