@@ -2,7 +2,7 @@
 
 MONAI evaluates every `$` expression of a configuration and calls whatever a `_target_` names. Here nothing is
 evaluated: the expressions listed below are interpreted by us, and a `_target_` must turn out to be a class that lives
-in one of `ROOTS`. Entries that `segment` makes (the network, the preprocessing, the inferer and what they refer to) are
+in one of `ROOTS`. Entries that we make (the network, the preprocessing, the inferer and what they refer to) are
 held to the stricter half of the list; the rest of the file is never made by us, only by MONAI if the user runs the
 bundle with it, and still has to look harmless.
 """
@@ -80,7 +80,7 @@ REFUSED = {
     "Transchex": "downloads weights",
 }
 # Reading and writing images is the program's business; a bundle may mention them for when MONAI runs it.
-_ONLY_RUN = {"LoadImage": "reads files", "SaveImage": "writes files"}
+_ONLY_RUN = {"LoadImage": "reads files", "SaveImage": "writes files", "SaveField": "writes files"}
 
 _READERS_AND_WRITERS = (
     *("ITKReader", "NibabelReader", "NrrdReader", "PILReader", "PydicomReader"),
@@ -159,6 +159,9 @@ EXPRESSIONS = (
     Expression(rf"torch\.load\({_ID}(?:, map_location={_ID})?, weights_only=True\)"),
     Expression(rf"{_ID}\({_ID}\)"),  # a handler attached to an engine
     Expression(rf"{_ID}\.run\(\)"),
+    Expression(
+        rf"\[\{{{_TEXT}: (\w+), {_TEXT}: (\w+)\}} for \1, \2 in zip\({_ID}, {_ID}, strict=True\)\]",  # pairs of images
+    ),
     Expression(r"monai\.utils\.set_determinism\((?:seed=)?\d*\)"),
     Expression(r"setattr\(torch\.backends\.cudnn, 'benchmark', (?:True|False)\)"),
 )
@@ -295,7 +298,7 @@ def _component_problems(id: str, component: dict[str, Any], *, make: bool) -> It
         except ValueError as error:
             yield TARGET, str(error)
         else:
-            if cls.__name__.removesuffix("d") == "SaveImage" and not id.startswith("postprocessing"):
+            if _ONLY_RUN.get(cls.__name__.removesuffix("d")) == "writes files" and not id.startswith("postprocessing"):
                 yield TARGET, f"{target} writes files outside the postprocessing"
     for key, value in component.items():
         if key == "_debug_" or (key == "_mode_" and value not in ("default", "callable")):
