@@ -28,8 +28,11 @@ from monai_attention.bundle_config import (
 from monai_attention.bundle_trust import allowed_class, expression_for
 from monai_attention.errors import Refusal
 
-# What `segment` needs of a bundle; nothing else is ever made.
-MADE = ("network_def", "preprocessing", "inferer")
+MADE = {
+    "segment": ("network_def", "preprocessing", "inferer"),
+    "register": ("network_def", "registration_def"),
+}
+"""What is made of a bundle, by what it is for; nothing else ever is."""
 
 _NO_ARGUMENTS = {TARGET, DISABLED, "_requires_", "_desc_", "_mode_"}
 _LOADING = ("LoadImage", "EnsureChannelFirst")
@@ -123,13 +126,13 @@ class Builder:
         return Refusal("E-BUNDLE-CONFIG", f"{self.config.where(id)}: {message}", path=self.config.source, remedy=remedy)
 
 
-def make_trusted(config: Config, folder: Path) -> dict[str, Any]:
-    """Make the objects as MONAI does, running whatever the configuration says; only for bundles the user trusts."""
+def make_trusted(config: Config, folder: Path, ids: tuple[str, ...]) -> dict[str, Any]:
+    """Make some objects as MONAI does, running whatever the configuration says; only for bundles the user trusts."""
     from monai.bundle import ConfigParser
 
     with _importable(folder):
         parser = ConfigParser(copy.deepcopy(config.tree))
-        return {name: parser.get_parsed_content(name) for name in MADE}
+        return {name: parser.get_parsed_content(name) for name in ids}
 
 
 @contextmanager

@@ -45,7 +45,7 @@ class Verification:
 
 
 def verify(bundle: str | Path, *, full: bool = False) -> Verification:
-    """Check a bundle without running anything of it; with `full`, also load it and segment a small random volume.
+    """Check a bundle without running anything of it; with `full`, also load it and run it on a small random volume.
 
     Raises:
         Refusal: `E-BUNDLE-NOT-FOUND` only; every other fault is a check that failed.
@@ -101,7 +101,7 @@ def _metadata(metadata: Config) -> str:
         message = f"channel_def names {sorted(names)}; the network has channels 0 to {channels - 1}"
         raise Refusal("E-BUNDLE-METADATA", message, path=metadata.source)
     gate(metadata)
-    return f"version {tree['version']}, {channels} classes"
+    return f"version {tree['version']}, {channels} channels of output"
 
 
 def _changelog(metadata: Config) -> str:
@@ -146,23 +146,29 @@ def _code(folder: Path) -> str:
 def _run(folder: Path) -> str:
     import torch
 
-    bundle = bundles.load(folder)
-    metadata = Config(folder / "configs/metadata.json", dict(bundle.metadata))
+    metadata, inference = bundles.configurations(folder, {})
     image = tensor(metadata, "inputs", "image")
     size = smallest_size(image.get("spatial_shape", []))
     generator = torch.Generator().manual_seed(0)
+    example = torch.rand(1, image["num_channels"], *size, generator=generator)
+    if bundles.purpose(inference) == "register":
+        model, given = bundles.load_registration(folder).model, example.chunk(2, dim=1)
+        what, channels = "a displacement", len(size)
+    else:
+        loaded = bundles.load(folder)
+        model, given = loaded.network, (example,)
+        what, channels = "logits", len(loaded.classes)
     try:
         with torch.inference_mode():
-            logits = bundle.network(torch.rand(1, image["num_channels"], *size, generator=generator))
+            found = model(*given)
     except Exception as error:  # whatever a network raises, it is a check that failed
         message = f"an image of {size} makes the network fail: {type(error).__name__}: {error}"
         raise Refusal("E-BUNDLE-OUTPUT", message, path=folder) from error
-    expected = (1, len(bundle.classes), *size)
-    if tuple(logits.shape) != expected or not bool(logits.isfinite().all()):
-        state = "finite" if bool(logits.isfinite().all()) else "not finite"
-        message = f"expected finite logits of shape {expected}, got shape {tuple(logits.shape)}, {state}"
+    if tuple(found.shape) != (1, channels, *size) or not bool(found.isfinite().all()):
+        state = "finite" if bool(found.isfinite().all()) else "not finite"
+        message = f"expected {what}, finite, of shape {(1, channels, *size)}; got shape {tuple(found.shape)}, {state}"
         raise Refusal("E-BUNDLE-OUTPUT", message, path=folder)
-    return f"logits {tuple(logits.shape)} from an image of {size}"
+    return f"{what} {tuple(found.shape)} from an image of {size}"
 
 
 def smallest_size(spatial_shape: Sequence[int | str]) -> tuple[int, ...]:

@@ -1,15 +1,17 @@
 """Bundles: find, list, describe, verify and load them, running nothing they have not been allowed to.
 
 A bundle is a folder (or a zip of one) after MONAI's specification: `LICENSE`, `configs/metadata.json`,
-`configs/inference.json`, `models/model.pt`, `docs/README.md`. Three keys of the metadata are ours: `gate` says which
-volumes the bundle accepts (the fields of `monai_attention.io.volume.Requirements`), `plausible_ml` which volumes of a
-class are believed without a look, `weights` the size and hash of each weights file. `configs/logging.conf`, `scripts/`
-and whatever else a bundle may carry is never read.
+`configs/inference.json`, `models/model.pt`, `docs/README.md`. One that registers has a `registration_def` in its
+`inference.json`, the model around its network; the others segment. Three keys of the metadata are ours: `gate` says
+which volumes the bundle accepts (the fields of `monai_attention.io.volume.Requirements`), `plausible_ml` which volumes
+of a class are believed without a look, `weights` the size and hash of each weights file. `configs/logging.conf`,
+`scripts/` and whatever else a bundle may carry is never read.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -51,8 +53,9 @@ class BundleInfo:
         version: of the bundle.
         task: one line.
         description: a few sentences.
+        purpose: `segment` or `register`.
         network: class of the network, as the configuration names it.
-        classes: label value -> name.
+        classes: label value -> name; none of a bundle that registers.
         requirements: which volumes it accepts.
         spacing_mm: voxel spacing the network works at, if the preprocessing states one.
         weights_bytes: size of the weights file, None if there is none.
@@ -65,6 +68,7 @@ class BundleInfo:
     version: str
     task: str
     description: str
+    purpose: str
     network: str
     classes: Mapping[int, str]
     requirements: Requirements
@@ -100,6 +104,28 @@ class LoadedBundle:
     classes: Mapping[int, str]
     requirements: Requirements
     plausible_ml: Mapping[str, tuple[float, float]]
+    weights_sha256: str
+
+
+@dataclass(frozen=True)
+class LoadedRegistration:
+    """A bundle ready to register.
+
+    Args:
+        name: of the folder.
+        version: of the bundle.
+        model: (moving, fixed) -> ddf, with its weights, on the CPU, in evaluation mode; see
+            `monai_attention.registration.model.RegistrationModel`.
+        spacing_mm: voxel spacing that it works at, along x, y, z.
+        requirements: which volumes it accepts.
+        weights_sha256: hash of the weights file that was loaded.
+    """
+
+    name: str
+    version: str
+    model: nn.Module
+    spacing_mm: tuple[float, float, float]
+    requirements: Requirements
     weights_sha256: str
 
 
@@ -175,8 +201,9 @@ def info(bundle: str | Path) -> BundleInfo:
         version=str(metadata.tree.get("version", "")),
         task=str(metadata.tree.get("task", "")),
         description=str(metadata.tree.get("description", "")),
+        purpose=purpose(inference),
         network=str(network.get(TARGET, "")) if isinstance(network, dict) else "",
-        classes=classes(metadata),
+        classes=classes(metadata) if purpose(inference) == "segment" else {},
         requirements=gate(metadata),
         spacing_mm=_working_spacing(inference),
         weights_bytes=weights.stat().st_size if weights.is_file() else None,
@@ -188,6 +215,19 @@ def info(bundle: str | Path) -> BundleInfo:
 def requirements(bundle: str | Path) -> Requirements:
     """Which volumes a bundle accepts: its `gate`, and for what that leaves open, MONAI's description of its input."""
     return gate(read_config(find(bundle) / _METADATA))
+
+
+def purpose(inference: Config) -> str:
+    """What a bundle is for: `segment` or `register`."""
+    return "register" if "registration_def" in inference.tree else "segment"
+
+
+def identity(bundle: str | Path) -> list[str | None]:
+    """What tells a bundle from others and from itself before somebody edited it; changes of it change results."""
+    one = info(bundle)
+    files = (one.folder / _METADATA, one.folder / _INFERENCE)
+    configuration = hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()
+    return [one.name, one.version, one.weights_sha256, configuration]
 
 
 def _working_spacing(inference: Config) -> tuple[float, ...] | None:
@@ -220,33 +260,74 @@ def load(bundle: str | Path, *, trust: bool = False, overrides: Mapping[str, Any
             line), `E-BUNDLE-CONFIG`, `E-BUNDLE-INCOMPLETE`, `E-OVERRIDE`; and those of `find` and of
             `monai_attention.checkpoints.load_weights`.
     """
-    from torch import nn
-
-    from monai_attention.checkpoints import load_weights
-
-    folder = find(bundle)
-    metadata, inference = configurations(folder, overrides or {})
-    if not trust:
-        refuse(untrusted(metadata, inference))
-    made = make_trusted(inference, folder) if trust else {name: Builder(inference).make(name) for name in MADE}
-    network = made["network_def"]
-    if not isinstance(network, nn.Module):
-        message = f"{inference.where('network_def')}: expected a network, got {type(network).__name__}"
-        raise Refusal("E-BUNDLE-CONFIG", message, path=inference.source)
-    sha256, size = recorded_weights(metadata, WEIGHTS)
-    report = load_weights(network, folder / WEIGHTS, sha256=sha256, size=size)
+    metadata, _, made, sha256 = _made(bundle, "segment", trust, overrides or {})
     return LoadedBundle(
-        name=folder.name,
+        name=metadata.source.parent.parent.name,
         version=str(metadata.tree.get("version", "")),
-        network=network.eval(),
+        network=made["network_def"].eval(),
         preprocessing=made["preprocessing"],
         inferer=made["inferer"],
         metadata=metadata.tree,
         classes=classes(metadata),
         requirements=gate(metadata),
         plausible_ml=plausible_volumes(metadata),
-        weights_sha256=report.sha256,
+        weights_sha256=sha256,
     )
+
+
+def load_registration(
+    bundle: str | Path, *, trust: bool = False, overrides: Mapping[str, Any] | None = None
+) -> LoadedRegistration:
+    """Make a bundle's registration model, with its weights.
+
+    Args:
+        bundle: see `find`.
+        trust: see `load`.
+        overrides: see `load`.
+
+    Raises:
+        Refusal: those of `load`.
+    """
+    metadata, inference, made, sha256 = _made(bundle, "register", trust, overrides or {})
+    spacing = _working_spacing(inference)
+    if spacing is None or len(spacing) != 3:
+        message = f"{inference.where('preprocessing')}: expected Spacingd with three numbers, the model's spacing"
+        raise Refusal("E-BUNDLE-CONFIG", message, path=inference.source)
+    return LoadedRegistration(
+        name=metadata.source.parent.parent.name,
+        version=str(metadata.tree.get("version", "")),
+        model=made["registration_def"].eval(),
+        spacing_mm=(spacing[0], spacing[1], spacing[2]),
+        requirements=gate(metadata),
+        weights_sha256=sha256,
+    )
+
+
+def _made(
+    bundle: str | Path, wanted: str, trust: bool, overrides: Mapping[str, Any]
+) -> tuple[Config, Config, dict[str, Any], str]:
+    """Metadata, configuration, objects and hash of the weights of a bundle that is for what is wanted of it."""
+    from torch import nn
+
+    from monai_attention.checkpoints import load_weights
+
+    folder = find(bundle)
+    metadata, inference = configurations(folder, overrides)
+    if purpose(inference) != wanted:
+        remedy = f"use it with monai-attention {purpose(inference)}; `bundles list` shows what each is for"
+        message = f"this bundle does not {wanted}, it is there to {purpose(inference)}"
+        raise Refusal("E-BUNDLE-PURPOSE", message, path=folder, remedy=remedy)
+    if not trust:
+        refuse(untrusted(metadata, inference))
+    builder, ids = Builder(inference), MADE[wanted]
+    made = make_trusted(inference, folder, ids) if trust else {id: builder.make(id) for id in ids}
+    for id in set(ids) & {"network_def", "registration_def"}:
+        if not isinstance(made[id], nn.Module):
+            message = f"{inference.where(id)}: expected a network, got {type(made[id]).__name__}"
+            raise Refusal("E-BUNDLE-CONFIG", message, path=inference.source)
+    sha256, size = recorded_weights(metadata, WEIGHTS)
+    report = load_weights(made["network_def"], folder / WEIGHTS, sha256=sha256, size=size)
+    return metadata, inference, made, report.sha256
 
 
 def configurations(folder: Path, overrides: Mapping[str, Any]) -> tuple[Config, Config]:
@@ -263,7 +344,7 @@ def configurations(folder: Path, overrides: Mapping[str, Any]) -> tuple[Config, 
 
 def untrusted(metadata: Config, inference: Config) -> list[Finding]:
     """Everything in a bundle's configuration that is not on the list."""
-    made = reachable(inference.tree, MADE)
+    made = reachable(inference.tree, MADE[purpose(inference)])
     own = {key: value for key, value in inference.tree.items() if key != _META}
     in_metadata = {id.removeprefix(f"{_META}::") for id in made if id.startswith(f"{_META}::")}
     return scan(replace(inference, tree=own), made) + scan(metadata, in_metadata)

@@ -133,6 +133,7 @@ def _description(info: BundleInfo) -> str:
         ("bundle", f"{info.name} {info.version}"),
         ("task", info.task),
         ("", info.description),
+        ("use", f"monai-attention {info.purpose} --bundle {info.name}"),
         ("network", info.network),
         ("spacing", " x ".join(f"{mm:g}" for mm in info.spacing_mm) + " mm" if info.spacing_mm else "of the input"),
         ("accepts", f"{' or '.join(accepted.modalities) or 'any modality'}, {accepted.channels} channel(s)"),

@@ -30,10 +30,12 @@ def add_verbs(add: AddVerb) -> None:
     one.add_argument("--landmarks", metavar="CSV", help="columns fixed_x,fixed_y,fixed_z,moving_x,... in mm, RAS")
     one.add_argument("--similarity", choices=SIMILARITIES, default="auto", help="(default: by how alike they are)")
     one.add_argument("--spacing", type=_spacing, default=2.0, metavar="MM", help="of the field's search (default: 2)")
-    one.add_argument("--optimize", type=_steps, default=50, metavar="N", help="steps, or none: affine (default: 50)")
+    one.add_argument("--bundle", help="one that registers: name, folder or zip (default: no network)")
+    one.add_argument("--optimize", type=_steps, default=50, metavar="N", help="steps, or none (default: 50)")
     one.add_argument("--inverse", action="store_true", help="also write the inverse field, on the moving grid")
     one.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
     one.add_argument("--overwrite", action="store_true", help="do finished pairs again")
+    one.add_argument("--trust-bundle", action="store_true", help="run whatever code the bundle's configuration names")
     one.add_argument("-q", "--quiet", action="store_true", help="no progress bars")
 
     example = "monai-attention warp moving.nii.gz --field registered/a_to_b/field.nii.gz -o warped.nii.gz"
@@ -69,9 +71,11 @@ def register(options: argparse.Namespace) -> int:
         similarity=options.similarity,
         spacing=options.spacing,
         optimize=options.optimize,
+        bundle=options.bundle,
         inverse=options.inverse,
         device=options.device,
         overwrite=options.overwrite,
+        trust_bundle=options.trust_bundle,
         progress=not options.quiet,
     )
     for result in results:

@@ -18,7 +18,9 @@ def threshold_bundle(folder, **options):
     return write_bundle(folder, network, {"weight": 30 * slope, "bias": -30 * THRESHOLD * slope.flatten()}, **options)
 
 
-def write_bundle(folder, network, weights, *, spacing=2.0, modality="MR", gate=None, plausible_ml=None):
+def write_bundle(
+    folder, network, weights, *, spacing=2.0, modality="MR", gate=None, plausible_ml=None, channels=(1, 2)
+):
     """Write a bundle for two classes: `network` is its `network_def`, `weights` the state dict."""
     (folder / "configs").mkdir(parents=True)
     (folder / "models").mkdir()
@@ -41,17 +43,19 @@ def write_bundle(folder, network, weights, *, spacing=2.0, modality="MR", gate=N
         "authors": "a test",
         "copyright": "none",
         "network_data_format": {
-            "inputs": {"image": {**tensor, "num_channels": 1, "value_range": [0, 1], "modality": modality}},
+            "inputs": {"image": {**tensor, "num_channels": channels[0], "value_range": [0, 1], "modality": modality}},
             "outputs": {
                 "pred": {
                     **tensor,
-                    "num_channels": 2,
+                    "num_channels": channels[1],
                     "value_range": [0, 1],
-                    "channel_def": {"0": "background", "1": "bright"},
+                    "channel_def": {"0": "background", "1": "bright", "2": "none"}
+                    if channels[1] == 3
+                    else {"0": "background", "1": "bright"},
                 }
             },
         },
-        "gate": {"modalities": [modality], "spacing_mm": [0.2, 20.0], **(gate or {})},
+        "gate": {"modalities": [modality], "channels": 1, "spacing_mm": [0.2, 20.0], **(gate or {})},
         "plausible_ml": plausible_ml or {},
         "weights": {"models/model.pt": {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}},
     }

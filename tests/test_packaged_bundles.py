@@ -23,6 +23,16 @@ def bundle(request):
     return bundles.find(request.param)
 
 
+@pytest.fixture(params=[one.name for one in bundles.list_bundles() if one.purpose == "segment"])
+def segmenting(request):
+    return bundles.find(request.param)
+
+
+@pytest.fixture(params=[one.name for one in bundles.list_bundles() if one.purpose == "register"])
+def registering(request):
+    return bundles.find(request.param)
+
+
 @pytest.fixture(scope="module")
 def head(tmp_path_factory):
     return make_phantom(tmp_path_factory.mktemp("data") / "head.nii.gz", spacing=3.0)
@@ -50,8 +60,7 @@ def test_it_verifies_by_monais_checks(bundle, tmp_path):
     verify_net_in_out(net_id="network_def", meta_file=str(metadata), config_file=str(inference), n=2)
 
 
-def test_monai_runs_it_and_finds_what_we_find(bundle, head, tmp_path):
-    """Plain `monai.bundle run` reads, inverts and saves in its own way; the labels agree with ours."""
+def run_by_monai(bundle, data, output):
     from monai.bundle import run
 
     run(
@@ -59,14 +68,38 @@ def test_monai_runs_it_and_finds_what_we_find(bundle, head, tmp_path):
         meta_file=str(bundle / "configs/metadata.json"),
         logging_file=str(bundle / "configs/logging.conf"),
         bundle_root=str(bundle),
-        dataset_dir=str(head.parent),
-        output_dir=str(tmp_path / "monai"),
+        dataset_dir=str(data),
+        output_dir=str(output),
     )
+
+
+def test_monai_runs_it_and_finds_what_we_find(segmenting, head, tmp_path):
+    """Plain `monai.bundle run` reads, inverts and saves in its own way; the labels agree with ours."""
+    run_by_monai(segmenting, head.parent, tmp_path / "monai")
     theirs = nibabel.load(next((tmp_path / "monai").rglob("*.nii.gz")))
-    (result,) = segment(head, tmp_path / "ours", bundle=bundle)
+    (result,) = segment(head, tmp_path / "ours", bundle=segmenting)
     ours = nibabel.load(result.outputs["labels"])
     np.testing.assert_allclose(ours.affine, theirs.affine, atol=1e-4)
     assert (np.asarray(ours.dataobj) == np.asarray(theirs.dataobj)).mean() > 0.995
+
+
+def test_monai_runs_a_registration_whose_field_we_apply(registering, head, tmp_path):
+    """Plain `monai.bundle run` warps the moving scan, and writes a field by which `warp` does the same."""
+    from monai_attention.registration.apply import warp
+
+    scan = nibabel.load(head)
+    bent = np.roll(np.asarray(scan.dataobj), 2, axis=1)[::-1]  # stored from left to right, the other way round
+    affine = scan.affine @ np.array([[-1, 0, 0, scan.shape[0] - 1], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
+    for name, image in (("fixed", scan), ("moving", nibabel.Nifti1Image(bent, affine))):
+        (tmp_path / name).mkdir()
+        nibabel.save(image, tmp_path / f"{name}/head.nii.gz")
+    run_by_monai(registering, tmp_path, tmp_path / "out")
+    theirs = nibabel.load(tmp_path / "out/head/head_warped.nii.gz")
+    warp(tmp_path / "moving/head.nii.gz", tmp_path / "out/head/head_field.nii.gz", tmp_path / "ours.nii.gz")
+    ours = nibabel.load(tmp_path / "ours.nii.gz")
+    np.testing.assert_allclose(ours.affine, theirs.affine, atol=1e-4)
+    inner = tuple(slice(4, -4) for _ in range(3))
+    assert np.corrcoef(ours.get_fdata()[inner].ravel(), theirs.get_fdata()[inner].ravel())[0, 1] > 0.99
 
 
 def test_its_card_names_what_a_user_must_know(bundle):
@@ -75,38 +108,44 @@ def test_its_card_names_what_a_user_must_know(bundle):
         assert word in card, word
 
 
-def test_its_training_runs_on_label_maps_made_of_code(bundle, tmp_path):
-    """One epoch of one step, a resumed second one that goes on where the first ended, and the release of weights."""
+def training(bundle, copy, data, *also):
+    """Makes workflows of a bundle's training on small images, by `train.json` and what changes it."""
     from monai.bundle import ConfigWorkflow
 
-    from monai_attention.synthesis.phantom import head_labels
-
-    for k in range(2):
-        labels, affine = head_labels(4.0)
-        nibabel.save(nibabel.Nifti1Image(labels, affine), tmp_path / f"{k}.nii.gz")
-    copy = shutil.copytree(bundle, tmp_path / "copy")
-    make = functools.partial(
+    return functools.partial(
         ConfigWorkflow,
-        config_file=str(bundle / "configs/train.json"),
+        config_file=[str(bundle / "configs" / name) for name in ("train.json", *also)],
         meta_file=str(bundle / "configs/metadata.json"),
         logging_file=str(bundle / "configs/logging.conf"),
         workflow_type="train",
         bundle_root=str(copy),
-        dataset_dir=str(tmp_path),
-        output_dir=str(tmp_path / "run"),
+        dataset_dir=str(data),
+        output_dir=str(data / "run"),
         held_out=1,
         epoch_length=1,
         val_interval=10,
         num_workers=0,
         roi_size=[32, 32, 32],
     )
+
+
+def test_its_training_runs_on_label_maps_made_of_code(bundle, tmp_path):
+    """One epoch of one step, a resumed second one that goes on where the first ended, and the release of weights."""
+    from monai_attention.synthesis.phantom import head_labels
+
+    for k in range(2):
+        labels, affine = head_labels(4.0)
+        nibabel.save(nibabel.Nifti1Image(labels, affine), tmp_path / f"{k}.nii.gz")
+    copy = shutil.copytree(bundle, tmp_path / "copy")
+    make = training(bundle, copy, tmp_path)
     for epochs in (1, 2):
         workflow = make(max_epochs=epochs)
         workflow.initialize()
         workflow.run()
         assert workflow.parser.get_parsed_content("train#trainer").state.iteration == epochs
         workflow.finalize()
-    assert workflow.parser.get_parsed_content("train#dataset").first == 2  # a batch of two was seen before
+    seen = workflow.parser.get_parsed_content("batch_size")  # by the first run
+    assert workflow.parser.get_parsed_content("train#dataset").first == seen
     assert len(list((tmp_path / "run").glob("checkpoint_epoch=*.pt"))) == 2
 
     torch.save(workflow.parser.get_parsed_content("network").state_dict(), tmp_path / "run/best.pt")
@@ -115,3 +154,16 @@ def test_its_training_runs_on_label_maps_made_of_code(bundle, tmp_path):
     releasing.run()
     assert bundles.info(copy).weights_sha256 == file_sha256(copy / "models/model.pt")
     assert bundles.info(copy).weights_sha256 != bundles.info(bundle).weights_sha256
+
+
+def test_a_registration_trains_on_a_users_own_images(registering, tmp_path):
+    """`own_images.json` on top of `train.json`: no labels; it begins with the bundle's weights, and validates."""
+    for k in range(3):
+        make_phantom(tmp_path / f"{k}.nii.gz", spacing=4.0)
+    workflow = training(registering, registering, tmp_path, "own_images.json")(max_epochs=1, val_interval=1)
+    workflow.initialize()
+    workflow.run()
+    assert workflow.parser.get_parsed_content("train#trainer").state.iteration == 1
+    metrics = workflow.parser.get_parsed_content("validate#evaluator").state.metrics
+    assert -1 < metrics["val_loss"] < 1
+    assert (tmp_path / "run/best.pt").is_file()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import hashlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -112,7 +111,7 @@ def segment(
     info = bundles.info(bundle)
     parameters = {
         "program": __version__,
-        "bundle": [info.name, info.version, info.weights_sha256, _configuration_hash(info.folder)],
+        "bundle": bundles.identity(bundle),
         "options": {key: value for key, value in asdict(options).items() if key != "max_memory"},
         "formats": sorted(formats),
         **({"uncertainty": True} if uncertainty else {}),
@@ -155,12 +154,6 @@ def _settings(
     loaded.network.to(first)
     formats, uncertainty = kinds
     return Settings(loaded, first, options, formats, uncertainty, replicas, overrides)
-
-
-def _configuration_hash(bundle: Path) -> str:
-    """Changes when somebody edits the bundle, so that old results are not taken for its."""
-    files = (bundle / "configs/metadata.json", bundle / "configs/inference.json")
-    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def _fingerprint(case: Case, parameters: Mapping[str, Any]) -> str:

@@ -14,13 +14,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from monai_attention.bundles import LoadedRegistration
 from monai_attention.cohort.phases import Phases
 from monai_attention.cohort.verdict import judged
 from monai_attention.errors import Refusal
 from monai_attention.io.fields import write_affine, write_field
 from monai_attention.io.geometry import spacing
 from monai_attention.io.read import read
-from monai_attention.io.volume import Note, ReadOptions, Volume
+from monai_attention.io.volume import Note, ReadOptions, Requirements, Volume
 from monai_attention.io.write import write_nifti
 from monai_attention.registration.affine import SMALLEST_MM
 from monai_attention.registration.pair import Plan, Registered, register_pair
@@ -68,6 +69,7 @@ class Settings:
         plan: how they are registered.
         device: where.
         options: choices about inputs that cannot be read unambiguously.
+        bundle: whose network the plan has; for what it accepts, and for the record.
         with_inverse: also write the inverse field, on the moving scan's grid.
         stopped: set when no more results are wanted.
     """
@@ -75,6 +77,7 @@ class Settings:
     plan: Plan
     device: torch.device
     options: ReadOptions
+    bundle: LoadedRegistration | None = None
     with_inverse: bool = False
     stopped: threading.Event = field(default_factory=threading.Event)
 
@@ -92,6 +95,8 @@ def run_pair(pair: Pair, folder: Path, settings: Settings, *, progress: bool = F
         "device": str(settings.device),
         "parameters": {"similarity": plan.similarity, "spacing_mm": plan.spacing, "steps": plan.steps},
     }
+    if (bundle := settings.bundle) is not None:
+        record["bundle"] = {"name": bundle.name, "version": bundle.version, "weights_sha256": bundle.weights_sha256}
 
     def work() -> dict[str, Any]:
         return _register(pair, folder, settings, phases, progress)
@@ -101,7 +106,8 @@ def run_pair(pair: Pair, folder: Path, settings: Settings, *, progress: bool = F
 
 def _register(pair: Pair, folder: Path, settings: Settings, phases: Phases, progress: bool) -> dict[str, Any]:
     with phases.phase("read"):
-        fixed, moving = (_read(path, settings.options) for path in (pair.fixed, pair.moving))
+        accepted = None if settings.bundle is None else settings.bundle.requirements
+        fixed, moving = (_read(path, settings.options, accepted) for path in (pair.fixed, pair.moving))
         labels, fixed_labels = (
             None if path is None else _read(path, settings.options) for path in (pair.labels, pair.fixed_labels)
         )
@@ -134,9 +140,9 @@ def _register(pair: Pair, folder: Path, settings: Settings, phases: Phases, prog
     return result.record()
 
 
-def _read(path: Path, options: ReadOptions) -> Volume:
+def _read(path: Path, options: ReadOptions, requirements: Requirements | None = None) -> Volume:
     with tempfile.TemporaryDirectory(prefix="monai-attention-") as scratch:
-        return read(path, options, scratch=Path(scratch))
+        return read(path, options, requirements, scratch=Path(scratch))
 
 
 def scan_of(volume: Volume, device: torch.device) -> Scan:

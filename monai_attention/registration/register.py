@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from monai_attention import __version__
+from monai_attention import __version__, bundles
+from monai_attention.bundles import LoadedRegistration
 from monai_attention.cohort import ledger
 from monai_attention.cohort.run import Cohort, RunCase
 from monai_attention.io.volume import ReadOptions
@@ -57,10 +58,12 @@ def register(
     similarity: str = "auto",
     spacing: float = 2.0,
     optimize: int = 50,
+    bundle: str | Path | None = None,
     inverse: bool = False,
     device: str | None = None,
     options: ReadOptions | None = None,
     overwrite: bool = False,
+    trust_bundle: bool = False,
     progress: bool = False,
 ) -> list[PairResult]:
     """Register scans of any grids, formats and contrasts.
@@ -79,18 +82,22 @@ def register(
         landmarks: CSV of corresponding points, see `monai_attention.registration.pairs.read_landmarks`.
         similarity: `lncc` (scans of one kind), `mi` or `mind` (of different kinds), or `auto`.
         spacing: mm of the grid that the field is sought on; finer is slower and more detailed.
-        optimize: steps on that grid; 0: affine only.
+        optimize: steps on that grid; 0: none, the affine registration or the network has the last word.
+        bundle: name of a packaged bundle that registers, or path of a folder or zip; its network's field is what the
+            optimisation begins from. None: no network.
         inverse: also write `inverse_field.nii.gz`, on the moving grid.
         device: torch device; None takes CUDA if there is one, else the CPU.
         options: choices about inputs that cannot be read unambiguously.
         overwrite: do finished pairs again.
+        trust_bundle: run the bundle's configuration whatever code it names.
         progress: show bars on standard error.
 
     Returns:
         One result a pair.
 
     Raises:
-        Refusal: the pairs cannot be listed, the output cannot be written, or there is no such device.
+        Refusal: the pairs cannot be listed, the output cannot be written, the bundle cannot be loaded, or there is no
+            such device.
     """
     options = options or ReadOptions()
     if similarity not in SIMILARITIES:
@@ -102,20 +109,25 @@ def register(
     check_writable(output)
     choices = {"similarity": similarity, "spacing": spacing, "steps": optimize}
     read_as = {key: value for key, value in asdict(options).items() if key != "max_memory"}
-    parameters = {"program": __version__, "options": read_as, "inverse": inverse, **choices}
+    identity = None if bundle is None else bundles.identity(bundle)
+    parameters = {"program": __version__, "options": read_as, "inverse": inverse, "bundle": identity, **choices}
     fingerprints = {pair.id: _fingerprint(pair, parameters) for pair in pairs}
-    prepare = functools.partial(_prepared, choices, device, options, inverse, progress)
+    model = None if bundle is None else functools.partial(bundles.load_registration, bundle, trust=trust_bundle)
+    prepare = functools.partial(_prepared, choices, model, device, options, inverse, progress)
     cohort = Cohort(prepare, 1, progress, overwrite)
     records = cohort.work_off(pairs, output, fingerprints)
     ordered = [records[pair.id] for pair in pairs]
     seconds = sum(sum(record.get("seconds", {}).values()) for record in ordered)
     summary = {"similarity": similarity, "field sought at": f"{spacing:g} mm", "seconds in all": round(seconds, 1)}
+    if identity is not None:
+        summary = {"bundle": f"{identity[0]} {identity[1]}", **summary}
     write_report(output / "report.html", ordered, summary, title="Registration report")
     return [_result(records[pair.id], output, pair.id in cohort.done) for pair in pairs]
 
 
 def _prepared(
     choices: Mapping[str, Any],
+    load: Callable[[], LoadedRegistration] | None,
     device: str | None,
     options: ReadOptions,
     inverse: bool,
@@ -125,9 +137,13 @@ def _prepared(
     """The function that registers a pair; imports torch, which takes seconds."""
     from monai_attention.cohort.device import device_of
     from monai_attention.registration.case import Settings, run_pair
+    from monai_attention.registration.network import network_of
     from monai_attention.registration.pair import Plan
 
-    settings = Settings(Plan(**choices), device_of(device, float64=True), options, inverse, stopped)
+    place = device_of(device, float64=True)
+    bundle = None if load is None else load()
+    network = None if bundle is None else network_of(bundle.model.to(place), bundle.spacing_mm)
+    settings = Settings(Plan(**choices, network=network), place, options, bundle, inverse, stopped)
     return functools.partial(run_pair, settings=settings, progress=progress)
 
 
