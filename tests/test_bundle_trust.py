@@ -45,6 +45,8 @@ def at(id: str, value: Any) -> Callable[[dict[str, Any]], None]:
 STEP = "preprocessing::transforms::2"
 RUN = f"__import__('os').mkdir('{MADE}')"
 CALL = {"_target_": "os.mkdir", "path": MADE}
+FIELD = {"_target_": "monai_attention.registration.transforms.SaveFieldd", "keys": "image", "image": "image"}
+FIELD |= {"output_dir": MADE}
 HOSTILE = {
     # calls by name
     "network is a call": ("network_def::_target_", at("network_def", CALL)),
@@ -82,6 +84,8 @@ HOSTILE = {
     ),
     "writing in the dark": ("unused::_target_", at("unused", {"_target_": "SaveImaged", "keys": "image"})),
     "writing in the preprocessing": (STEP, at(STEP, {"_target_": "SaveImaged", "keys": "image"})),
+    "fields in the preprocessing": (STEP, at(STEP, FIELD)),
+    "fields in the dark": ("unused::_target_", at("unused", FIELD)),
     "pickles": ("dataset::_target_", at("dataset::_target_", "PersistentDataset")),
     "merger by name": ("inferer", at("inferer", {"_target_": "PatchInferer", "merger_cls": "evil.Merger"})),
     "not a part of inference": (STEP, at(STEP, {"_target_": "monai.data.ITKReader"})),
@@ -103,6 +107,10 @@ HOSTILE = {
     "after a device": ("device", at("device", f"$torch.device('cpu') if {RUN} else torch.device('cpu')")),
     "after an import": ("imports::0", at("imports::0", f"$import os\n{RUN}")),
     "inside a comprehension": ("dataset::data", at("dataset::data", f"$[{{'image': i}} for i in @files if {RUN}]")),
+    "inside a list of pairs": (
+        "dataset::data",
+        at("dataset::data", f"$[{{'fixed': f, 'moving': {RUN}}} for f, m in zip(@files, @files, strict=True)]"),
+    ),
     "inside a list of files": ("files", at("files", f"$sorted(glob.glob({RUN}))")),
     "attribute of an object": ("unused", at("unused", "$@network_def.forward.__globals__")),
     "method of an object": ("unused", at("unused", "$@network.load_state_dict(torch.load('evil.pt'))")),
@@ -232,6 +240,7 @@ def test_no_class_that_may_be_made_imports_by_name_unpickles_downloads_or_touche
         "$[1.5, 1.5, 1.5] if @displayable_configs#highres else [3.0, 3.0, 3.0]",
         "$'model.pt' if @displayable_configs#highres else 'model_lowres.pt'",
         "$@bundle_root + '/models/' + @modelname",
+        "$[{'fixed': f, 'moving': m} for f, m in zip(@fixed, @moving, strict=True)]",
         "$monai.data.load_decathlon_datalist(@list_path, data_list_key='testing', base_dir=@dataset_dir)",
         "$@checkpointloader(@evaluator)",
         "$setattr(torch.backends.cudnn, 'benchmark', True)",

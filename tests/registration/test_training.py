@@ -28,6 +28,16 @@ def test_overlap_is_perfect_where_the_field_is_right():
     assert float(LabelOverlap(4, weight=1.0)(bent, labels) - loss(bent, labels)) > 0
 
 
+def test_a_coarser_grid_says_about_the_same():
+    moving, fixed = squares(4), squares(0)  # squares that whole coarse voxels make up
+    labels = torch.cat([moving, fixed], dim=1)
+    for shift in (0.0, 2.0, 4.0):
+        ddf = torch.zeros(1, 2, 24, 24)
+        ddf[:, 0] = shift
+        fine, coarse = (float(LabelOverlap(3, weight=0.0, coarseness=n)(ddf, labels)) for n in (1, 2))
+        assert abs(fine - coarse) < 0.03
+
+
 def test_likeness_is_of_the_warped_image():
     image = torch.rand(1, 1, 24, 24)
     shift = torch.zeros(1, 2, 24, 24)
