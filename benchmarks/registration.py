@@ -1,10 +1,11 @@
 """Registration of different people's heads, against ANTs' SyN and elastix: overlap of 32 brain structures.
 
-    python -m benchmarks.registration --labels FOLDER --pairs 1,2 3,4 --peers python3 --save
+    python -m benchmarks.registration --labels FOLDER --bundle brain_mri_registration_transmorph --peers python3 --save
 
 FOLDER holds whole-head label maps with FreeSurfer's values (see bundles/brain_mri_tissue_flexunetr/docs/README.md for
 where to get them). Each person becomes an image: one brightness a label, the same for both people (same contrast) or
-drawn apart, a smooth bias and noise. `--peers` is a Python that has antspyx and itk-elastix.
+drawn apart, a smooth bias and noise. `--peers` is a Python that has antspyx and itk-elastix. The pairs are of the last
+three people if nothing else is said: the packaged bundle has not seen them.
 
 Dice is the mean over structures, of labels warped by nearest neighbour; SD of log J is that of log(J + 3) over the
 fixed grid; seconds are those of the registration and of warping the moving image, files aside; peak is that of the
@@ -45,7 +46,8 @@ T1 |= {16: 0.72, 17: 0.53, 18: 0.53, 24: 0.12, 26: 0.58, 28: 0.70}
 T2 = {2: 0.40, 3: 0.60, 4: 1.00, 5: 1.00, 7: 0.40, 8: 0.58, 10: 0.50, 11: 0.52, 12: 0.50, 13: 0.35, 14: 1.00, 15: 1.00}
 T2 |= {16: 0.45, 17: 0.60, 18: 0.60, 24: 1.00, 26: 0.52, 28: 0.42}
 PEERS = ("affine", "syn", "elastix")
-OURS = ("affine only", "optimisation")
+OURS = {"affine only": (0, False), "optimisation": (50, False), "network": (0, True), "both": (50, True)}
+"""Steps, and whether the bundle's network comes first."""
 
 
 def rendered(labels: np.ndarray, contrast: dict[int, float], seed: int) -> np.ndarray:
@@ -80,21 +82,25 @@ def prepare(folder: Path, labels: list[Path], contrast: str) -> None:
         nibabel.save(nibabel.Nifti1Image(kept, image.affine), folder / f"{target}.nii.gz")
 
 
-def ours(folder: Path, steps: int) -> None:
+def ours(folder: Path, steps: int, bundle: str | None) -> None:
     """Our registration, in the process that `run` starts."""
     import nibabel
 
+    from monai_attention.bundles import load_registration
     from monai_attention.cohort.phases import Phases
     from monai_attention.io.fields import write_field
     from monai_attention.io.read import read
     from monai_attention.registration.case import scan_of
+    from monai_attention.registration.network import network_of
     from monai_attention.registration.pair import Plan, register_pair
     from monai_attention.registration.transformation import displacement, resample
 
     device = torch.device("cpu")
     fixed, moving, labels = (scan_of(read(folder / f"{name}.nii.gz"), device) for name in ("fixed", "moving", "labels"))
+    loaded = None if bundle is None else load_registration(bundle)
+    network = None if loaded is None else network_of(loaded.model, loaded.spacing_mm)
     start = time.perf_counter()
-    found = register_pair(fixed, moving, Plan(steps=steps), Phases(device))
+    found = register_pair(fixed, moving, Plan(steps=steps, network=network), Phases(device))
     resample(moving, found.transformation, fixed)  # the peers' times hold it as well
     seconds = time.perf_counter() - start
     warped = resample(labels, found.transformation, fixed, mode="nearest")[0, 0].numpy().astype(np.uint8)
@@ -105,12 +111,13 @@ def ours(folder: Path, steps: int) -> None:
     (folder / "figures.json").write_text(json.dumps(figures))
 
 
-def run(method: str, folder: Path, peers: str | None) -> dict[str, Any]:
+def run(method: str, folder: Path, peers: str | None, bundle: str | None) -> dict[str, Any]:
     """Register by a method in a process of its own, and judge what it wrote."""
     environment = {**os.environ, "OMP_NUM_THREADS": "2", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": "2"}
     if method in OURS:
-        steps = 0 if method == "affine only" else 50
+        steps, with_network = OURS[method]
         command = [sys.executable, "-W", "ignore", __file__, "--one", str(folder), "--steps", str(steps)]
+        command += ["--bundle", str(bundle)] if with_network else []
     else:
         command = [str(peers), str(Path(__file__).parent / "registration_peers.py"), method, str(folder)]
     subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL, cwd=folder)  # elastix litters
@@ -139,14 +146,15 @@ def judged(folder: Path) -> dict[str, float]:
 def compare(arguments: argparse.Namespace, contrast: str) -> dict[str, list[dict[str, Any]]]:
     """Every method on every pair."""
     maps = sorted(arguments.labels.glob("*.nii*"))
-    methods = [*OURS, *(PEERS if arguments.peers else ())]
+    methods = [method for method, (_, with_network) in OURS.items() if arguments.bundle or not with_network]
+    methods += PEERS if arguments.peers else ()
     results: dict[str, list[dict[str, Any]]] = {method: [] for method in methods}
     for pair in arguments.pairs:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             prepare(folder, [maps[i - 1] for i in pair], contrast)
             for method in methods:
-                results[method].append(run(method, folder, arguments.peers))
+                results[method].append(run(method, folder, arguments.peers, arguments.bundle))
                 print(contrast, pair, method, results[method][-1], file=sys.stderr, flush=True)
     return results
 
@@ -173,7 +181,10 @@ def main() -> None:
     """Measure, print, and save if told to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--labels", type=Path, help="folder of label maps")
-    parser.add_argument("--pairs", type=_pair, nargs="+", default=[(1, 2), (5, 9), (12, 14)], help="fixed,moving: 1,2")
+    parser.add_argument(
+        "--pairs", type=_pair, nargs="+", default=[(13, 14), (14, 15), (15, 13)], help="1,2: fixed,moving"
+    )
+    parser.add_argument("--bundle", help="one that registers; without it, affine and optimisation only")
     parser.add_argument("--contrast", choices=("same", "other"), action="append", help="both if left out")
     parser.add_argument("--peers", help="a Python that has antspyx and itk-elastix; ours alone without it")
     parser.add_argument("--save", action="store_true", help="into README.md beside this file")
@@ -182,7 +193,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(2)
     if arguments.one:
-        ours(arguments.one, arguments.steps)
+        ours(arguments.one, arguments.steps, arguments.bundle)
         return
     for contrast in arguments.contrast or ("same", "other"):
         results = compare(arguments, contrast)

@@ -1,6 +1,6 @@
 """One registration by another program, in a process of its own: what `benchmarks.registration` compares with.
 
-    python registration_peers.py syn|elastix FOLDER
+    python registration_peers.py syn|affine|elastix|apply FOLDER
 
 FOLDER holds fixed.nii.gz, moving.nii.gz and labels.nii.gz (of the moving scan); warped.nii.gz (labels on the fixed
 grid, nearest), field.nii.gz (mm) and figures.json are written there. It needs antspyx or itk-elastix, and numpy, only.
@@ -52,8 +52,24 @@ def elastix(folder: Path) -> float:
     return seconds
 
 
+def apply(folder: Path) -> float:
+    """Our field by ANTs: an image, ants.nii.gz, and points in LPS mm, sent.csv (see `benchmarks.fields`)."""
+    import ants
+    import numpy as np
+    import pandas
+
+    field = [str(folder / "field.nii.gz")]
+    grid, moving = (ants.image_read(str(folder / f"{name}.nii.gz")) for name in ("ours", "moving"))
+    start = time.perf_counter()
+    ants.image_write(ants.apply_transforms(grid, moving, field), str(folder / "ants.nii.gz"))
+    points = pandas.DataFrame(np.loadtxt(folder / "points.csv", delimiter=","), columns=["x", "y", "z"])
+    sent = ants.apply_transforms_to_points(3, points, field)
+    np.savetxt(folder / "sent.csv", sent[["x", "y", "z"]].to_numpy(), delimiter=",")
+    return time.perf_counter() - start
+
+
 if __name__ == "__main__":
     method, place = sys.argv[1], Path(sys.argv[2])
-    taken = {"syn": syn, "affine": affine, "elastix": elastix}[method](place)
+    taken = {"syn": syn, "affine": affine, "elastix": elastix, "apply": apply}[method](place)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     (place / "figures.json").write_text(json.dumps({"seconds": taken, "peak_gb": peak}))
