@@ -132,7 +132,7 @@ def _is_folder(path: Path) -> bool:
 def _in_folder(root: Path) -> list[_Found]:
     volumes = []
     studies: dict[Path, str] = {}
-    for path in _files(root, set()):
+    for path in files_below(root):
         kind = _kind_by_name(path)
         if kind is not None:
             volumes.append(_Found(path, kind, root))
@@ -144,8 +144,17 @@ def _in_folder(root: Path) -> list[_Found]:
     return sorted(volumes + series, key=lambda one: one.path)
 
 
-def _files(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
-    """Visible files below a folder in a stable order, every folder once however it is linked."""
+def files_below(folder: Path, seen: set[tuple[int, int]] | None = None) -> Iterator[Path]:
+    """Visible files below a folder in a stable order, every folder once however it is linked.
+
+    Args:
+        folder: to look into.
+        seen: folders that were looked into, by device and number; more are added.
+
+    Raises:
+        Refusal: E-UNREADABLE, a folder cannot be listed.
+    """
+    seen = set() if seen is None else seen
     try:
         status = folder.stat()
         entries = sorted(folder.iterdir())
@@ -159,7 +168,7 @@ def _files(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
         if entry.name.startswith("."):
             continue
         if _is_folder(entry):
-            yield from _files(entry, seen)
+            yield from files_below(entry, seen)
         else:
             yield entry
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
@@ -178,8 +178,12 @@ def _begins_like_dataset(start: bytes) -> bool:
     return begins_like_one and len(start) == 132 and (vr in (b"UL", b"UI", b"CS", b"SH", b"OB") or length < 256)
 
 
-def read_planes(path: Path) -> tuple[Plane, ...] | Skip:
+def read_planes(path: Path, derived: Container[str] = DERIVED_OBJECTS) -> tuple[Plane, ...] | Skip:
     """The image planes of one file, from its header alone, or why there are none.
+
+    Args:
+        path: the file.
+        derived: SOPClassUIDs of objects that are no images.
 
     Raises:
         Refusal: `E-TRUNCATED` if the file is DICOM but ends before its pixels do.
@@ -189,7 +193,7 @@ def read_planes(path: Path) -> tuple[Plane, ...] | Skip:
             return Skip.NOT_DICOM
         with path.open("rb") as file, discreet(path):
             try:
-                return _planes(path, file)
+                return _planes(path, file, derived)
             except Refusal:
                 file.seek(0)
                 if _has_magic(file.read(132)):
@@ -229,13 +233,13 @@ def _read_dataset(file: BinaryIO, tags: list[str] | None, pixels: bool) -> pydic
     return dataset
 
 
-def _planes(path: Path, file: BinaryIO) -> tuple[Plane, ...] | Skip:
+def _planes(path: Path, file: BinaryIO, derived: Container[str]) -> tuple[Plane, ...] | Skip:
     try:
         dataset = _read_dataset(file, HEADER_TAGS, pixels=False)
         sop_class = str(dataset.get("SOPClassUID") or "")
         if DICOMDIR in (sop_class, dataset.file_meta.get("MediaStorageSOPClassUID")):
             return Skip.DIRECTORY
-        if sop_class in DERIVED_OBJECTS:
+        if sop_class in derived:
             return Skip.DERIVED
         size = int(dataset.get("Rows") or 0), int(dataset.get("Columns") or 0)
         # An image's file that ends before its pixels is damaged: leaving it out would shorten the series silently.

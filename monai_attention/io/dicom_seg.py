@@ -143,26 +143,43 @@ def labels_on_plane(labels: np.ndarray, affine: np.ndarray, plane: Plane) -> np.
     Raises:
         Refusal: `E-SEG` if the image does not lie on the grid.
     """
+    places = voxels_of(plane, labels.shape, affine)
+    if places is None:
+        raise Refusal(
+            "E-SEG",
+            "expected the source image on the grid of the labels, but it lies elsewhere",
+            path=plane.header.path,
+            remedy="segment the series again; its files have changed",
+        )
+    return labels[places]
+
+
+def voxels_of(
+    plane: Plane, shape: Sequence[int], affine: np.ndarray, *, beside: float = BESIDE
+) -> tuple[np.ndarray, ...] | None:
+    """The voxels in the places of a plane's pixels, an array (rows, columns) for each axis; None if it lies elsewhere.
+
+    Args:
+        plane: an image or a frame of a segmentation.
+        shape: voxels of the grid along x, y, z.
+        affine: its voxel -> RAS mm; its axes may be flipped or permuted against the image's.
+        beside: largest distance of the plane from the nearest slice, in voxels.
+    """
     to_voxel = np.linalg.inv(affine) @ plane_affine(plane)
     rows, columns = plane.header.size
     index = []
-    for (along_row, along_column, _, start), size in zip(to_voxel[:3], labels.shape, strict=True):
+    for (along_row, along_column, _, start), size in zip(to_voxel[:3], shape, strict=True):
         exact = start + along_row * np.arange(columns)[None, :] + along_column * np.arange(rows)[:, None]
         nearest = np.rint(exact).astype(np.intp)
         across = max(abs(along_row), abs(along_column)) < IN_PLACE
         if (
-            np.abs(exact - nearest).max() > (BESIDE if across else IN_PLACE)
+            np.abs(exact - nearest).max() > (beside if across else IN_PLACE)
             or nearest.min() < 0
             or nearest.max() >= size
         ):
-            raise Refusal(
-                "E-SEG",
-                "expected the source image on the grid of the labels, but it lies elsewhere",
-                path=plane.header.path,
-                remedy="segment the series again; its files have changed",
-            )
+            return None
         index.append(nearest)
-    return labels[tuple(index)]
+    return tuple(index)
 
 
 def _check_labels(labels: np.ndarray, volume: Volume, segments: Sequence[Segment]) -> None:

@@ -45,16 +45,19 @@ def read(
         Refusal: the case cannot be read, or not without guessing, or is not for this bundle.
     """
     path = Path(path)
-    try:
-        with _unpacked(path, scratch) as found:
-            volume = _read(found, options, requirements)
-        volume = content.examine(volume, requirements)
-    except MemoryError as error:
-        remedy = "crop or downsample the image, or close other programs"
-        raise Refusal("E-SIZE", "there is not enough memory to read it", path=path, remedy=remedy) from error
-    if found == path:
-        return volume
-    return replace(volume, source=path, slice_files=volume.slice_files if scratch else ())
+    with _enough_memory(path):
+        return content.examine(_whole(path, options, requirements, scratch), requirements)
+
+
+def read_stored(path: str | Path, options: ReadOptions = DEFAULTS) -> Volume:
+    """As `read`, but voxels are let in whatever they hold: a label map may be empty.
+
+    Raises:
+        Refusal: the file cannot be read, or not without guessing.
+    """
+    path = Path(path)
+    with _enough_memory(path):
+        return _whole(path, options, None, None)
 
 
 def read_header(path: str | Path, options: ReadOptions = DEFAULTS, requirements: Requirements | None = None) -> Header:
@@ -74,6 +77,23 @@ def read_header(path: str | Path, options: ReadOptions = DEFAULTS, requirements:
         modality=header.modality,
         notes=notes,
     )
+
+
+def _whole(path: Path, options: ReadOptions, requirements: Requirements | None, scratch: Path | None) -> Volume:
+    with _unpacked(path, scratch) as found:
+        volume = _read(found, options, requirements)
+    if found == path:
+        return volume
+    return replace(volume, source=path, slice_files=volume.slice_files if scratch else ())
+
+
+@contextmanager
+def _enough_memory(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except MemoryError as error:
+        remedy = "crop or downsample the image, or close other programs"
+        raise Refusal("E-SIZE", "there is not enough memory to read it", path=path, remedy=remedy) from error
 
 
 def _read(path: Path, options: ReadOptions, requirements: Requirements | None) -> Volume:
