@@ -45,6 +45,7 @@ dt { color: var(--faint); } dd { margin: 0; overflow-wrap: anywhere; }
 .cases > tbody > tr { border-bottom: 1px solid var(--line); break-inside: avoid; }
 .cases > tbody > tr > td { vertical-align: top; padding: .9rem 1.2rem .9rem 0; }
 .thumbnail { width: 300px; } .thumbnail img { width: 280px; height: auto; display: block; border-radius: 4px; }
+.large { width: 540px; } .large img { width: 520px; }
 .none { color: var(--faint); font-style: italic; }
 .id { font-weight: 600; font-size: 1.05rem; overflow-wrap: anywhere; }
 .verdict { display: inline-block; border-radius: 4px; padding: 0 .5rem; margin: .2rem 0 .4rem; color: #fff;
@@ -54,6 +55,7 @@ p { margin: 0 0 .35rem; overflow-wrap: anywhere; } ul { margin: .2rem 0; padding
 code { font: .92em ui-monospace, Consolas, monospace; }
 .volumes { border-collapse: collapse; white-space: nowrap; } .volumes td { padding: .05rem .9rem .05rem 0; }
 .volumes td:last-child { text-align: right; font-variant-numeric: tabular-nums; padding-right: 0; }
+.classes { margin: 0 0 1.5rem; }
 .absent { color: var(--faint); }
 .swatch { display: inline-block; width: .75em; height: .75em; margin-right: .5em; border-radius: 2px;
           print-color-adjust: exact; -webkit-print-color-adjust: exact; }
@@ -96,6 +98,7 @@ def write_report(
     summary: Mapping[str, Any],
     *,
     title: str = "Segmentation report",
+    classes: Sequence[tuple[int, str, str]] = (),
 ) -> None:
     """Write the page, cases that need attention first.
 
@@ -104,11 +107,12 @@ def write_report(
         results: one record a case, see `report.manifest.CaseRecord`; nothing else is read but the preview pictures.
         summary: facts about the whole run in the order to show them, for example bundle, device, seconds.
         title: of the page.
+        classes: label, name and what is to be said of each class of the whole run.
     """
     folder = Path(path).parent
     ordered = sorted(results, key=lambda record: (VERDICTS.index(record["verdict"]), record["case_id"]))
     cases = "\n".join(_case(record, folder) for record in ordered)
-    parts = {"counts": _counts(results), "summary": _facts(summary, "summary"), "cases": cases}
+    parts = {"counts": _counts(results), "summary": _facts(summary, "summary") + _classes(classes), "cases": cases}
     found = "Figures" if any("figures" in record for record in results) else "Volumes"
     write_text(path, PAGE.format(policy=POLICY, style=STYLE, title=_text(title), found=found, **parts))
 
@@ -124,11 +128,14 @@ def _case(record: Mapping[str, Any], folder: Path) -> str:
     found = _facts(figures, "facts") if figures else _volumes(record.get("volumes", {}))
     cells = (_thumbnail(record, folder), _verdict(record), found, _details(record))
     first, *rest = cells
-    return f'<tr><td class="thumbnail">{first}</td>' + "".join(f"<td>{cell}</td>" for cell in rest) + "</tr>"
+    size = "thumbnail large" if record.get("picture") else "thumbnail"
+    return f'<tr><td class="{size}">{first}</td>' + "".join(f"<td>{cell}</td>" for cell in rest) + "</tr>"
 
 
 def _thumbnail(record: Mapping[str, Any], folder: Path) -> str:
-    """The preview, small and inside the page, leading to the full one."""
+    """The preview inside the page: small, leading to the full one, or the one that the record brings."""
+    if picture := record.get("picture"):
+        return _embedded(record, picture)
     name = record.get("outputs", {}).get("preview")
     if name is None:
         return '<span class="none">no preview</span>'
@@ -141,9 +148,12 @@ def _thumbnail(record: Mapping[str, Any], folder: Path) -> str:
     except (OSError, UnidentifiedImageError) as error:
         logger.warning("the page shows no preview of %s: %s", record["case_id"], error)
         return '<span class="none">the preview is missing or damaged</span>'
-    data = base64.b64encode(encoded.getvalue()).decode("ascii")
-    picture_tag = f'<img alt="Preview of {_text(record["case_id"])}" src="data:image/jpeg;base64,{data}">'
-    return f'<a href="{_link(record["case_id"], name)}">{picture_tag}</a>'
+    return f'<a href="{_link(record["case_id"], name)}">{_embedded(record, encoded.getvalue())}</a>'
+
+
+def _embedded(record: Mapping[str, Any], jpeg: bytes) -> str:
+    data = base64.b64encode(jpeg).decode("ascii")
+    return f'<img alt="Preview of {_text(record["case_id"])}" src="data:image/jpeg;base64,{data}">'
 
 
 def _verdict(record: Mapping[str, Any]) -> str:
@@ -171,11 +181,23 @@ def _volumes(volumes: Mapping[str, Mapping[str, Any]]) -> str:
         return '<span class="none">none</span>'
     rows = []
     for name, volume in volumes.items():
-        red, green, blue = colour(volume["label"])
-        swatch = f'<span class="swatch" style="background: rgb({red} {green} {blue})"></span>'
         absent = "" if volume["voxels"] else ' class="absent"'
+        swatch = _swatch(volume["label"])
         rows.append(f"<tr{absent}><td>{swatch}{_text(name)}</td><td>{volume['ml']:,.1f} mL</td></tr>")
     return f'<table class="volumes">{"".join(rows)}</table>'
+
+
+def _classes(classes: Sequence[tuple[int, str, str]]) -> str:
+    rows = (
+        f"<tr><td>{label}</td><td>{_swatch(label)}{_text(name)}</td><td>{_text(said)}</td></tr>"
+        for label, name, said in classes
+    )
+    return f'<table class="volumes classes">{"".join(rows)}</table>' if classes else ""
+
+
+def _swatch(label: int) -> str:
+    red, green, blue = colour(label)
+    return f'<span class="swatch" style="background: rgb({red} {green} {blue})"></span>'
 
 
 def _details(record: Mapping[str, Any]) -> str:
@@ -189,6 +211,7 @@ def _details(record: Mapping[str, Any]) -> str:
         facts["time"] = f"{sum(seconds.values()):.1f} s ({phases})"
     if memory := record.get("peak_memory_mb"):
         facts["peak memory"] = f"{max(memory.values()):,.0f} MB"
+    facts |= record.get("facts", {})
     body = "".join(f"<dt>{_text(key)}</dt><dd>{_text(value)}</dd>" for key, value in facts.items())
     files = record.get("outputs", {}).values()
     links = ", ".join(f'<a href="{_link(record["case_id"], name)}">{_text(name)}</a>' for name in files)
