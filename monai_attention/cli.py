@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from monai_attention import DEFAULT_BUNDLE, __version__, cli_registration
+from monai_attention import DEFAULT_BUNDLE, __version__, cli_finetune, cli_registration
 from monai_attention.errors import Refusal
 
 if TYPE_CHECKING:
@@ -70,6 +70,13 @@ def segment(options: argparse.Namespace) -> int:
 
 def check(options: argparse.Namespace) -> int:
     """Judge inputs without segmenting them."""
+    if options.labels:
+        return cli_finetune.check_labelled(
+            options.inputs, _read_options(options), page=options.output, as_json=options.json
+        )
+    if options.output:
+        print("monai-attention: -o is the page of `check --labels`; add --labels", file=sys.stderr)
+        return WRONG_ARGUMENTS
     from monai_attention import bundles
     from monai_attention.io.check import check as run
     from monai_attention.io.check import format_table
@@ -201,8 +208,11 @@ def _parser() -> argparse.ArgumentParser:
     example = f"monai-attention check scans/ --bundle {DEFAULT_BUNDLE} --json"
     one = _verb(verbs, "check", check, "judge inputs in seconds, without segmenting them", example)
     _add_inputs(one)
-    one.add_argument("--bundle", help="also compare with what this bundle accepts")
+    either = one.add_mutually_exclusive_group()
+    either.add_argument("--bundle", help="also compare with what this bundle accepts")
+    either.add_argument("--labels", action="store_true", help="IN is a dataset of images and label maps: judge both")
     one.add_argument("--full", action="store_true", help="read the voxels too, not only the headers")
+    one.add_argument("-o", "--output", metavar="PAGE.html", help="with --labels: a page with a picture of every case")
     one.add_argument("--json", action="store_true", help="print JSON")
 
     cli_registration.add_verbs(functools.partial(_verb, verbs))

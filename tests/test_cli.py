@@ -11,6 +11,7 @@ from monai_attention import DEFAULT_BUNDLE, bundle_verify, bundles, cli
 from monai_attention.errors import Refusal
 from monai_attention.inference import segment as segmenting
 from monai_attention.io.volume import ReadOptions
+from tests.finetune import make_dataset
 from tests.io.make_volumes import ramp, write_nifti
 
 HELPS = (
@@ -110,6 +111,7 @@ def test_examples_are_accepted(verb, capsys):
         ["check", "t1.nii.gz", "--max-memory", "lots"],
         ["check", "t1.nii.gz", "--max-memory", "-6GB"],
         ["check", "t1.nii.gz", "--affine", "both"],
+        ["check", "data", "--labels", "--bundle", "mine"],
         ["bundles"],
     ],
 )
@@ -159,6 +161,23 @@ def test_check_compares_with_a_bundle(image, monkeypatch, capsys):
     monkeypatch.setattr(bundles, "requirements", lambda bundle: asked if bundle == "big" else None)
     assert cli.main(["check", str(image), "--bundle", "big"]) == 1
     assert "500" in capsys.readouterr().out
+
+
+def test_check_labels_judges_pairs_and_writes_the_page(tmp_path, capsys):
+    data, page = str(make_dataset.folders(tmp_path / "data")), tmp_path / "page.html"
+    assert cli.main(["check", data, "--labels", "-o", str(page)]) == 0
+    printed = capsys.readouterr().out
+    assert "paired folders: 3 cases, 3 people" in printed
+    assert str(page) in printed
+    assert page.is_file()
+    make_dataset.put(tmp_path / "data" / "labels" / "b_seg.nii.gz", make_dataset.labels()[1:])
+    assert cli.main(["check", data, "--labels", "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert [case["verdict"] for case in told["cases"]] == ["ok", "refused", "ok"]
+    assert told["classes"]["class_1"]["cases"] == 2
+    assert cli.main(["check", str(tmp_path), "--labels"]) == 2
+    assert "E-LAYOUT" in capsys.readouterr().err
+    assert cli.main(["check", data, "-o", str(page)]) == 2
 
 
 def test_segment_passes_on_what_was_typed(calls):

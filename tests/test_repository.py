@@ -42,7 +42,18 @@ ARROWS = {
     "inference.demo": {"synthesis"},
     "finetune": {"errors", "io", "bundles", "checkpoints", "report", "cohort", "inference"},
     "cli_registration": {"registration"},
-    "cli": {"cli_registration", "errors", "io", "bundles", "report", "inference", "registration", "finetune"},
+    "cli_finetune": {"finetune", "io", "report"},
+    "cli": {
+        "cli_registration",
+        "cli_finetune",
+        "errors",
+        "io",
+        "bundles",
+        "report",
+        "inference",
+        "registration",
+        "finetune",
+    },
 }
 # What of others the rooms of networks may import; the rest of the package is free.
 OTHERS = {"blocks": ("torch", "monai.networks"), "networks": ("torch", "monai.networks")}
