@@ -28,7 +28,10 @@ def described(path: Path) -> LabelledData:
     root = path.parent
     classes = _classes(description, path)
     channels = _channels(description, path)
-    items = description.get("training") or []
+    for name in ("training", "validation"):
+        if not isinstance(description.setdefault(name, []), list):
+            raise Refusal("E-DATASET", f"expected a list of cases as `{name}`", path=path, remedy=REMEDY)
+    items = description["training"]
     there = (os.path.exists(image) for item in items for image in _images(item, path))  # noqa: PTH110
     if any(there):
         return LabelledData(root, "MSD", tuple(_msd_cases(description, path, len(channels))), classes, channels)
@@ -105,7 +108,7 @@ def _images(item: Any, path: Path) -> list[Path]:
 
 def _msd_cases(description: Mapping[str, Any], path: Path, channels: int) -> list[LabelledCase]:
     """Those listed; that a listed file is missing is the verdict of its own case."""
-    validation = description.get("validation") or []
+    validation = description["validation"]
     cases = []
     for split, items in (("train", description["training"]), ("validation", validation)):
         for item in items:

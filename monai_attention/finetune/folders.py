@@ -134,13 +134,15 @@ def cases_of(
 def _images_below(folder: Path, ending: str) -> dict[str, Path]:
     """Volume files and DICOM folders by their paths below a folder, without suffix."""
     found: dict[str, Path] = {}
+    series: set[Path] = set()
     for path in files_below(folder):
-        if path.parent in found.values() or not path.name.lower().endswith(ending.lower()):
+        if path.parent in series or not path.name.lower().endswith(ending.lower()):
             continue
         kind = kind_of(path)
         if kind is None:
             continue
         image = path.parent if kind == "dicom" and path.parent != folder else path
+        series.add(image)
         name = (image if image.is_dir() else strip_suffix(image)).relative_to(folder).as_posix()
         if name in found:
             message = f"{found[name].name} and {image.name} are two images of one name"

@@ -189,6 +189,8 @@ def _contradicting_names(root):
         (lambda root: make.msd(root, labels={"1": "liver", "2": "liver"}), "E-DATASET", "liver"),
         (lambda root: make.msd(root, labels={"liver": "one"}), "E-DATASET", "whole numbers"),
         (lambda root: make.msd(root, modality={"1": "CT"}), "E-DATASET", "modality"),
+        (lambda root: make.msd(root, training=5), "E-DATASET", "training"),
+        (lambda root: make.msd(root, training=["a.nii.gz"]), "E-DATASET", "names no image"),
         (lambda root: make.msd(root, training=[{"image": "imagesTr/a.nii.gz"}]), "E-UNPAIRED", "a"),
     ],
 )
