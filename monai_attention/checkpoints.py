@@ -95,7 +95,7 @@ def load_weights(
         logger.info("converted from %s; %d unused keys dropped", layout, len(dropped))
         if fresh:
             logger.warning("not in the file, left untrained: %s", _ten(fresh))
-    if problem := _mismatch(state, network.state_dict()):
+    if problem := mismatch(state, network.state_dict()):
         remedy = "the bundle's network_def and its weights do not belong together"
         raise Refusal("E-WEIGHTS-MISMATCH", problem, path=path, remedy=remedy)
     own = network.state_dict()
@@ -214,7 +214,7 @@ def _tensors(content: object, path: Path) -> StateDict:
     return {key.removeprefix(prefix): value for key, value in content.items()}
 
 
-def _mismatch(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+def mismatch(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
     """Every way in which the keys do not fit, or an empty string."""
     misshapen = [
         f"{key} {tuple(given[key].shape)}, expected {tuple(wanted[key].shape)}"

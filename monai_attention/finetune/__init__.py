@@ -1,1 +1,1 @@
-"""Fine-tuning a bundle's network on a cohort of the user's: what the data are, and whether they are fit for it."""
+"""Fine-tuning a bundle's network on a cohort of the user's: other classes, other channels, few cases."""
