@@ -10,12 +10,15 @@ from monai_attention.networks.mbanet import MBANet
 from monai_attention.networks.nnformer import NNFormer
 
 _UNETR = {"patch_size": 4, "feature_size": 6, "hidden_size": 24, "mlp_size": 32, "num_heads": 2, "depth": 3}
-_NNFORMER = {"patch_size": (2, 2, 2), "depths": (2, 2, 1), "num_heads": (2, 2, 4), "window": (4, 2, 2)}
+_NNFORMER = {
+    **{"patch_size": (2, 2, 2), "feature_size": 8, "depths": (2, 2, 1), "num_heads": (2, 2, 4), "window": (4, 2, 2)},
+    **{"drop_path_rate": 0.0, "deep_supervision": True},
+}
 
 NETWORKS = {
     "FlexUNETR": partial(FlexUNETR, roi_size=(16, 16, 16), stem=True, **_UNETR),
     "FlexSwinUNETR": partial(FlexSwinUNETR, window=(3, 3, 3), feature_size=6, depths=(2, 1), num_heads=(2, 2)),
-    "NNFormer": partial(NNFormer, roi_size=(16, 16, 16), feature_size=8, **_NNFORMER, deep_supervision=True),
+    "NNFormer": partial(NNFormer, roi_size=(16, 16, 16), **_NNFORMER),
     "MBANet": partial(MBANet, feature_size=8, depths=(1, 1, 1), groups=2, conv_groups=2),
 }
 
@@ -31,11 +34,7 @@ def made(name, in_channels=1, out_channels=3, seed=0, **options):
 
 
 def logits(network, image):
-    """Of every head, finest first; nothing is dropped."""
-    network.train()
-    for layer in network.modules():
-        if "Drop" in type(layer).__name__:
-            layer.eval()
+    """Of every head, finest first."""
     with torch.no_grad():
-        out = network(image)
+        out = network.train()(image)
     return out if isinstance(out, tuple) else (out,)

@@ -1,0 +1,106 @@
+"""What learns in fine-tuning, and how fast: frozen encoders, and rates that fall from the output to the input.
+
+Clark et al., "ELECTRA", ICLR 2020, arXiv:2003.10555; Bao et al., "BEiT", ICLR 2022, arXiv:2106.08254: the closer a
+layer is to the input, the more general is what it knows, and the less it is to change.
+
+The rules go by the names that the networks' parts have, and by the order in which they are registered, which is that
+of the data's way through the deepest level: input, encoder, skips, decoder, head.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from typing import Any
+
+from torch import nn
+
+ENCODER = ("stem", "embedding", "tokens", "encoder")
+"""First parts of the names of what turns an image into features; the rest is skips, decoder, and head."""
+
+_LAYER = re.compile(r"(?:\w+\.blocks|encoder|decoder)\.\d+(?=\.)|\w+")
+
+
+def layers(network: nn.Module) -> dict[str, list[str]]:
+    """Names of the parameters, by layer, from the input to the output.
+
+    A layer is a stage of `encoder` or `decoder`, a block where these are the encoder's own (`encoder.blocks.3`), or
+    else all of a part of the network: what embeds the image, all skips, all heads. What an encoder of blocks has beside
+    them (patch embedding, position table, norm) is its first layer.
+    """
+    found: dict[str, list[str]] = {}
+    for name, _ in network.named_parameters():
+        match = _LAYER.match(name)
+        assert match is not None
+        found.setdefault(match[0], []).append(name)
+    return found
+
+
+def parameter_groups(
+    network: nn.Module, rate: float, *, decay: float = 0.75, weight_decay: float = 0.01
+) -> list[dict[str, Any]]:
+    """Groups for an optimiser of torch: the last layer learns at `rate`, each one before it at `decay` times the next.
+
+    Weights decay, but not norms, biases, gates, and position tables. What is frozen is in no group.
+
+    Args:
+        network: see `layers`.
+        rate: learning rate of the last layer.
+        decay: in (0, 1]; 1 is the same rate everywhere.
+        weight_decay: see `torch.optim.AdamW`.
+
+    Returns:
+        Dicts with `params`, `lr`, `weight_decay`, and the name of the `layer`.
+
+    Raises:
+        ValueError: `decay` outside (0, 1]; everything is frozen.
+    """
+    if not 0 < decay <= 1:
+        raise ValueError(f"decay must be in (0, 1]; got {decay}")
+    parameters, groups = dict(network.named_parameters()), []
+    for above, (layer, names) in enumerate(reversed(layers(network).items())):
+        learning = [name for name in names if parameters[name].requires_grad]
+        for decays in (True, False):
+            chosen = [parameters[name] for name in learning if decays == _is_weight(name, parameters[name])]
+            if chosen:
+                share = {"lr": rate * decay**above, "weight_decay": weight_decay if decays else 0.0}
+                groups.append({"params": chosen, **share, "layer": layer})
+    if not groups:
+        raise ValueError(f"every parameter of {type(network).__name__} is frozen; nothing is left to learn")
+    return groups
+
+
+def train_only(network: nn.Module, names: Collection[str]) -> None:
+    """Freeze every parameter but some.
+
+    Raises:
+        ValueError: one of the names is no parameter's.
+    """
+    parameters = dict(network.named_parameters())
+    if unknown := sorted(set(names) - parameters.keys()):
+        raise ValueError(f"{type(network).__name__} has no parameters {unknown}; names are those of its state dict")
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(name in names)
+
+
+def freeze_encoder(network: nn.Module) -> list[str]:
+    """Freeze what turns the image into features, see `ENCODER`; to train the head only, see `train_only`.
+
+    Returns:
+        Names of the parameters.
+
+    Raises:
+        ValueError: no part of the network has such a name.
+    """
+    frozen = [name for name, _ in network.named_parameters() if name.partition(".")[0] in ENCODER]
+    if not frozen:
+        parts = ", ".join(name for name, _ in network.named_children())
+        raise ValueError(f"expected a part named {', '.join(ENCODER)} in {type(network).__name__}; it has {parts}")
+    for name in frozen:
+        network.get_parameter(name).requires_grad_(False)
+    return frozen
+
+
+def _is_weight(name: str, parameter: nn.Parameter) -> bool:
+    """Whether it is a matrix or kernel that features are multiplied by, low-rank factors of one included."""
+    return parameter.ndim >= 2 and "weight" in name.split(".")
