@@ -1,0 +1,92 @@
+"""Dice and cross-entropy where some voxels were not annotated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+_CHUNK_NUMBERS = 1 << 24
+"""Numbers of logits that are worked on at a time: 64 MB in float32."""
+
+
+class PartialDiceCE(nn.Module):
+    """Soft Dice loss (Milletari et al. 2016, arXiv:1606.04797) plus cross-entropy, of the voxels that were annotated.
+
+    Where a class was not annotated in a case, its voxels were given to the background, and must not be learned from:
+    label as `ignored` every voxel that could be of it. Such voxels take no part in either term.
+
+    The Dice is averaged over the classes that a sample has; that a class is absent is the cross-entropy's to teach.
+
+    Not `monai.losses.DiceCELoss`: in 1.6.1 it knows no ignored label (its cross-entropy and its one-hot form fail on
+    255), an absent class costs nearly 1 whatever is predicted, until its gradient jumps when next to nothing of it is
+    left, and it keeps several copies of all logits for the backward pass. Here these are made again, some slabs of
+    voxels at a time. Without ignored voxels and absent classes both give the same.
+
+    Args:
+        ignored: the label of voxels that count for nothing.
+
+    Shape: logits (B, C, *S), or a tuple of them, finest first, (B, C, *S / 2**k) rounded up along axes that are halved;
+        labels (B, 1, *S), whole numbers of any type -> one number, float32. Of a tuple the weighted mean, each weight
+        half of the one before.
+
+    Raises:
+        ValueError: shapes do not fit, or a label is neither a class nor `ignored`.
+    """
+
+    def __init__(self, ignored: int = 255) -> None:
+        super().__init__()
+        self.ignored = ignored
+
+    def forward(self, logits: Tensor | Sequence[Tensor], labels: Tensor) -> Tensor:
+        """How wrong the logits are; 0 for nothing but ignored voxels."""
+        scales = [logits] if isinstance(logits, Tensor) else list(logits)
+        self._check(scales, labels)
+        weights = [0.5**k for k in range(len(scales))]
+        losses = [self._one(x, thinned(labels, x.shape[2:])) for x in scales]
+        return torch.stack([w * one for w, one in zip(weights, losses, strict=True)]).sum() / sum(weights)
+
+    def _one(self, logits: Tensor, labels: Tensor) -> Tensor:
+        slabs = max(1, _CHUNK_NUMBERS // logits[:, :, 0].numel())
+        pieces = zip(logits.split(slabs, dim=2), labels.split(slabs, dim=2), strict=True)
+        made = [
+            checkpoint(_sums, *piece, self.ignored, use_reentrant=False, preserve_rng_state=False) for piece in pieces
+        ]
+        overlap, predicted, there, entropy = (torch.stack(parts).sum(dim=0) for parts in zip(*made, strict=True))
+        present = there > 0
+        dice = 2 * overlap / (predicted + there).clamp(min=1)
+        return ((1 - dice) * present).sum() / present.sum().clamp(min=1) + entropy / there.sum().clamp(min=1)
+
+    def _check(self, scales: Sequence[Tensor], labels: Tensor) -> None:
+        finest = scales[0]
+        if labels.shape != (len(finest), 1, *finest.shape[2:]):
+            expected = (len(finest), 1, *finest.shape[2:])
+            raise ValueError(f"labels must have shape {expected} for these logits; got {tuple(labels.shape)}")
+        classes = finest.shape[1]
+        wrong = (labels != self.ignored) & ((labels < 0) | (labels >= classes))
+        if wrong.any():
+            bad = labels[wrong][0].item()
+            raise ValueError(f"labels must be 0 to {classes - 1}, or {self.ignored} for ignored voxels; got {bad:g}")
+
+
+def _sums(logits: Tensor, labels: Tensor, ignored: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of some voxels: overlap, predicted and true volume of each class, (B, C), and the cross-entropy of them all."""
+    with torch.autocast(logits.device.type, enabled=False):
+        exact = F.log_softmax(logits.float(), dim=1)
+        classes = torch.arange(logits.shape[1], device=labels.device).view(-1, *[1] * (labels.ndim - 2))
+        true, axes = labels == classes, tuple(range(2, logits.ndim))
+        probability = exact.exp() * (labels != ignored)
+        overlap = (probability * true).sum(dim=axes)
+        return overlap, probability.sum(dim=axes), true.sum(dim=axes).float(), -(exact * true).sum()
+
+
+def thinned(labels: Tensor, size: Sequence[int]) -> Tensor:
+    """Labels of voxels at the middle of coarser ones, (B, 1, *S) -> (B, 1, *size), size = ceil(S / 2**k) by axis."""
+    for axis, (n, m) in enumerate(zip(labels.shape[2:], size, strict=True), start=2):
+        step = 1 << (-(-n // m) - 1).bit_length()
+        places = torch.arange(m, device=labels.device) * step + step // 2
+        labels = labels.index_select(axis, places.clamp(max=n - 1)) if step > 1 else labels
+    return labels
