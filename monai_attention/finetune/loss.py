@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-_CHUNK_NUMBERS = 1 << 24
-"""Numbers of logits that are worked on at a time: 64 MB in float32."""
+_CHUNK_NUMBERS = {"cpu": 1 << 20}
+_DEFAULT_CHUNK_NUMBERS = 1 << 24
+"""Numbers of logits that are worked on at a time: on the CPU what fits the cache, elsewhere 64 MB."""
 
 
 class PartialDiceCE(nn.Module):
@@ -50,7 +51,8 @@ class PartialDiceCE(nn.Module):
         return torch.stack([w * one for w, one in zip(weights, losses, strict=True)]).sum() / sum(weights)
 
     def _one(self, logits: Tensor, labels: Tensor) -> Tensor:
-        slabs = max(1, _CHUNK_NUMBERS // logits[:, :, 0].numel())
+        numbers = _CHUNK_NUMBERS.get(logits.device.type, _DEFAULT_CHUNK_NUMBERS)
+        slabs = max(1, numbers // logits[:, :, 0].numel())
         pieces = zip(logits.split(slabs, dim=2), labels.split(slabs, dim=2), strict=True)
         made = [
             checkpoint(_sums, *piece, self.ignored, use_reentrant=False, preserve_rng_state=False) for piece in pieces
@@ -66,10 +68,12 @@ class PartialDiceCE(nn.Module):
             expected = (len(finest), 1, *finest.shape[2:])
             raise ValueError(f"labels must have shape {expected} for these logits; got {tuple(labels.shape)}")
         classes = finest.shape[1]
-        wrong = (labels != self.ignored) & ((labels < 0) | (labels >= classes))
+        wrong = (labels != self.ignored) & ((labels < 0) | (labels >= classes) | (labels % 1 != 0))
         if wrong.any():
             bad = labels[wrong][0].item()
-            raise ValueError(f"labels must be 0 to {classes - 1}, or {self.ignored} for ignored voxels; got {bad:g}")
+            raise ValueError(
+                f"labels must be whole, 0 to {classes - 1}, or {self.ignored} for ignored voxels; got {bad:g}"
+            )
 
 
 def _sums(logits: Tensor, labels: Tensor, ignored: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -78,9 +82,9 @@ def _sums(logits: Tensor, labels: Tensor, ignored: int) -> tuple[Tensor, Tensor,
         exact = F.log_softmax(logits.float(), dim=1)
         classes = torch.arange(logits.shape[1], device=labels.device).view(-1, *[1] * (labels.ndim - 2))
         true, axes = labels == classes, tuple(range(2, logits.ndim))
-        probability = exact.exp() * (labels != ignored)
-        overlap = (probability * true).sum(dim=axes)
-        return overlap, probability.sum(dim=axes), true.sum(dim=axes).float(), -(exact * true).sum()
+        probability = torch.where(labels != ignored, exact.exp(), 0)
+        overlap, entropy = torch.where(true, probability, 0).sum(dim=axes), -torch.where(true, exact, 0).sum()
+        return overlap, probability.sum(dim=axes), true.sum(dim=axes).float(), entropy
 
 
 def thinned(labels: Tensor, size: Sequence[int]) -> Tensor:

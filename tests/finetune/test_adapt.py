@@ -118,7 +118,7 @@ def test_row_42_any_other_difference_is_refused_and_nothing_is_loaded():
     network, ends = make(1, 2), find_ends(make, 1, 2)
     before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
     state = dict(make(1, 2, feature_size=16).state_dict())
-    wide = refusal(adapt, network, state, ends, source=named, target=named)
+    wide = refusal(adapt, network, state, ends, source=named, target=Named(("b", "a"), ("",)))
     assert wide.code == "E-WEIGHTS-MISMATCH"
     assert "stem.0.weight (16, 1, 3, 3, 3), expected (8, 1, 3, 3, 3)" in wide.message
     assert "in_channels and out_channels" in wide.remedy
@@ -148,7 +148,8 @@ def test_a_single_layer_is_both_ends():
 
 
 def test_a_network_whose_ends_are_no_rows_is_refused():
-    assert refusal(find_ends, lambda m, n: nn.Conv3d(m, 2 * n, 1), 1, 2).code == "E-WEIGHTS-MISMATCH"
+    for make in (lambda m, n: nn.Conv3d(m, 2 * n, 1), lambda m, n: nn.Linear(n, n)):
+        assert refusal(find_ends, make, 1, 2).code == "E-WEIGHTS-MISMATCH"
 
 
 def test_finding_the_ends_leaves_random_numbers_alone():

@@ -20,7 +20,7 @@ def gradient(loss, logits):
 
 @pytest.mark.parametrize("size", [(6, 5), (6, 5, 4)])
 def test_it_is_monai_s_where_everything_is_annotated_and_present(size, monkeypatch):
-    monkeypatch.setattr(module, "_CHUNK_NUMBERS", 100)  # several pieces, the last one smaller
+    monkeypatch.setitem(module._CHUNK_NUMBERS, "cpu", 100)  # several pieces, the last one smaller
     logits, labels = case(size=size)
     ours, theirs = PartialDiceCE()(logits, labels), DiceCELoss(softmax=True, to_onehot_y=True)(logits, labels)
     torch.testing.assert_close(ours, theirs)
@@ -89,7 +89,7 @@ def test_half_precision_logits_are_summed_in_float32():
 
 
 def test_nothing_as_large_as_the_logits_is_kept_for_the_backward_pass(monkeypatch):
-    monkeypatch.setattr(module, "_CHUNK_NUMBERS", 1000)
+    monkeypatch.setitem(module._CHUNK_NUMBERS, "cpu", 1000)
     logits, labels = case(batch=1, classes=4, size=(20, 10, 10))
     labels = labels.to(torch.uint8)
     kept = []
@@ -101,7 +101,8 @@ def test_nothing_as_large_as_the_logits_is_kept_for_the_backward_pass(monkeypatc
 
 def test_labels_that_are_no_class_are_refused():
     logits, labels = case()
-    with pytest.raises(ValueError, match="labels must be 0 to 2, or 255"):
-        PartialDiceCE()(logits, labels + 1)
+    for wrong in (labels + 1, labels - 1, labels + 0.5):
+        with pytest.raises(ValueError, match="labels must be whole, 0 to 2, or 255"):
+            PartialDiceCE()(logits, wrong)
     with pytest.raises(ValueError, match=r"shape \(2, 1, 6, 5, 4\)"):
         PartialDiceCE()(logits, labels[:, :, 1:])
