@@ -94,6 +94,7 @@ def test_adapters_travel_alone(name):
     network, heads, image = trained(name)
     state, file = lora_state(network), io.BytesIO()
     assert {key.rpartition(".")[2] for key in state if key not in heads} == {"down", "up", "scale"}
+    assert {float(tensor) for key, tensor in state.items() if key.endswith("scale")} == {16 / 2}, "alpha / rank"
     torch.save(state, file)
     state = torch.load(io.BytesIO(file.getvalue()), weights_only=True)
     expected = network.eval()(image)
@@ -116,6 +117,8 @@ def test_adapters_of_another_network_are_refused_whole():
     assert "unexpected" in refusal(load_lora, made("MBANet"), state).message
     cut = {key: tensor for key, tensor in state.items() if "blocks.1.attn.qkv" not in key or key.endswith("down")}
     assert "2 missing keys" in refusal(load_lora, made("FlexUNETR"), cut).message
+    fewer = {key: tensor for key, tensor in state.items() if ".mlp." not in key}
+    assert "18 missing keys" in refusal(load_lora, trained("FlexUNETR")[0], fewer).message
 
 
 def test_what_cannot_be_adapted_is_told():
