@@ -78,13 +78,12 @@ class PartialDiceCE(nn.Module):
 
 def _sums(logits: Tensor, labels: Tensor, ignored: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Of some voxels: overlap, predicted and true volume of each class, (B, C), and the cross-entropy of them all."""
-    with torch.autocast(logits.device.type, enabled=False):
-        exact = F.log_softmax(logits.float(), dim=1)
-        classes = torch.arange(logits.shape[1], device=labels.device).view(-1, *[1] * (labels.ndim - 2))
-        true, axes = labels == classes, tuple(range(2, logits.ndim))
-        probability = torch.where(labels != ignored, exact.exp(), 0)
-        overlap, entropy = torch.where(true, probability, 0).sum(dim=axes), -torch.where(true, exact, 0).sum()
-        return overlap, probability.sum(dim=axes), true.sum(dim=axes).float(), entropy
+    exact = F.log_softmax(logits.float(), dim=1)  # and of the rest autocast lowers nothing
+    classes = torch.arange(logits.shape[1], device=labels.device).view(-1, *[1] * (labels.ndim - 2))
+    true, axes = labels == classes, tuple(range(2, logits.ndim))
+    probability = torch.where(labels != ignored, exact.exp(), 0)
+    overlap, entropy = torch.where(true, probability, 0).sum(dim=axes), -torch.where(true, exact, 0).sum()
+    return overlap, probability.sum(dim=axes), true.sum(dim=axes).float(), entropy
 
 
 def thinned(labels: Tensor, size: Sequence[int]) -> Tensor:
