@@ -136,6 +136,7 @@ def release_weights(path: str | Path, bundle: str | Path) -> str:
     """
     folder = Path(bundle)
     state = {k: t.half() if t.is_floating_point() else t for k, t in read_state_dict(path).items()}
+    (folder / "models").mkdir(exist_ok=True)
     with replacing(folder / "models/model.pt") as temporary:
         torch.save(state, temporary)
     digest = file_sha256(folder / "models/model.pt")
@@ -159,7 +160,8 @@ def file_sha256(path: str | Path) -> str:
 def _read(path: Path, sha256: str | None, size: int | None) -> tuple[StateDict, str]:
     """The tensors and the hash of the very bytes they came from."""
     if not path.is_file():
-        raise Refusal("E-WEIGHTS-MISSING", "there is no such weights file", path=path)
+        remedy = "fetch the weights; if the bundle has none yet, its docs/README.md says how to train them"
+        raise Refusal("E-WEIGHTS-MISSING", "there is no such weights file", path=path, remedy=remedy)
     content = path.read_bytes()  # hashed and unpickled from memory: the file cannot change in between
     digest = hashlib.sha256(content).hexdigest()
     if size not in (None, len(content)) or sha256 not in (None, digest):

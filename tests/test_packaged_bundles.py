@@ -11,26 +11,44 @@ import pytest
 import torch
 
 from monai_attention import bundles, segment
+from monai_attention.bundle_build import Builder
 from monai_attention.bundle_verify import verify
-from monai_attention.checkpoints import file_sha256
+from monai_attention.checkpoints import file_sha256, release_weights
 from monai_attention.inference.demo import make_phantom
 
 SCHEMA = Path(__file__).parent / "data/meta_schema_20240725.json"
 
 
-@pytest.fixture(params=bundles.packaged_names())
-def bundle(request):
-    return bundles.find(request.param)
+def names(*purposes):
+    return [one.name for one in bundles.list_bundles() if one.purpose in purposes]
 
 
-@pytest.fixture(params=[one.name for one in bundles.list_bundles() if one.purpose == "segment"])
-def segmenting(request):
-    return bundles.find(request.param)
+def with_weights(name, tmp_path_factory):
+    """A packaged bundle; if it is not trained yet, a copy with weights that know nothing."""
+    folder = bundles.find(name)
+    if bundles.info(folder).trained:
+        return folder
+    copy = shutil.copytree(folder, tmp_path_factory.mktemp("bundle") / name)
+    _, inference = bundles.configurations(copy, {})
+    torch.manual_seed(0)
+    torch.save(Builder(inference).make("network_def").state_dict(), copy / "untrained.pt")
+    release_weights(copy / "untrained.pt", copy)
+    return copy
 
 
-@pytest.fixture(params=[one.name for one in bundles.list_bundles() if one.purpose == "register"])
-def registering(request):
-    return bundles.find(request.param)
+@pytest.fixture(params=names("segment", "register"))
+def bundle(request, tmp_path_factory):
+    return with_weights(request.param, tmp_path_factory)
+
+
+@pytest.fixture(params=names("segment"))
+def segmenting(request, tmp_path_factory):
+    return with_weights(request.param, tmp_path_factory)
+
+
+@pytest.fixture(params=names("register"))
+def registering(request, tmp_path_factory):
+    return with_weights(request.param, tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
@@ -167,3 +185,32 @@ def test_a_registration_trains_on_a_users_own_images(registering, tmp_path):
     metrics = workflow.parser.get_parsed_content("validate#evaluator").state.metrics
     assert -1 < metrics["val_loss"] < 1
     assert (tmp_path / "run/best.pt").is_file()
+
+
+def test_a_registrations_training_lowers_its_loss_and_raises_dice(registering, tmp_path):
+    """Forty steps on two pairs, deformed strongly: labels come to lie on each other better than undeformed."""
+    from ignite.engine import Events
+    from monai.metrics import DiceMetric
+
+    from monai_attention.synthesis.phantom import head_labels
+
+    for k in range(2):
+        labels, affine = head_labels(4.0)
+        nibabel.save(nibabel.Nifti1Image(labels, affine), tmp_path / f"{k}.nii.gz")
+    small = {"roi_size": [48, 48, 48], "spacing": 4.0, "amp": False, "learning_rate": 0.002, "epoch_length": 40}
+    pairs = {"train#dataset#length": 2, "validate#dataset": "@train#dataset", "val_interval": 1}
+    pairs |= {f"train#dataset#images#generator#{key}": value for key, value in (("scaling", 0.2), ("elastic_mm", 8.0))}
+    workflow = training(registering, registering, tmp_path)(max_epochs=1, **{**small, **pairs})
+    workflow.initialize()
+    parser, losses = workflow.parser, []
+    trainer = parser.get_parsed_content("train#trainer")
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: losses.append(engine.state.output[0]["loss"]))
+    workflow.run()
+    assert len(losses) == 40
+    assert np.mean(losses[-6:]) < np.mean(losses[:2]) - 0.05
+    classes = len(parser.get_parsed_content("classes")) + 1
+    undeformed = DiceMetric(include_background=False)
+    for pair in parser.get_parsed_content("train#dataset"):
+        undeformed(*(torch.nn.functional.one_hot(one.long(), classes).movedim(-1, 0)[None] for one in pair["label"]))
+    found = parser.get_parsed_content("validate#evaluator").state.metrics["val_mean_dice"]
+    assert found > float(undeformed.aggregate()) + 0.05
