@@ -17,8 +17,9 @@ import numpy as np
 from monai_attention.errors import Refusal
 from monai_attention.io import nifti, nifti_affine, payload
 from monai_attention.io.geometry import RAS_LPS, is_sheared
+from monai_attention.io.read import DEFAULTS
 from monai_attention.io.volume import ReadOptions, Requirements
-from monai_attention.io.write import nifti_image, replacing, write_image, write_text
+from monai_attention.io.write import nifti_header, replacing, write_planes, write_text
 
 VECTOR = 1007
 """NIfTI's intent code of what ITK writes: LPS mm. (Of code 1006, which should be RAS, programs disagree.)"""
@@ -53,23 +54,27 @@ def write_field(path: str | Path, displacement_mm: np.ndarray, affine: np.ndarra
         raise ValueError(f"the name must end in .nii.gz or .nii, got {path}")
     if displacement_mm.ndim != 4 or displacement_mm.shape[0] != 3:
         raise ValueError(f"expected a field of shape (3, X, Y, Z), got {displacement_mm.shape}")
-    if not np.isfinite(displacement_mm).all():
+    if not all(np.isfinite(component).all() for component in displacement_mm):
         raise ValueError("the field holds NaN or infinity")
-    lps = displacement_mm * np.array([-1, -1, 1], np.float32)[:, None, None, None]
-    image = nifti_image(np.moveaxis(lps, 0, -1)[:, :, :, None].astype(np.float32), affine)
-    image.header.set_intent(VECTOR)
-    if is_sheared(affine, ITK_SHEAR) and not image.header["qform_code"]:
+    header = nifti_header((*displacement_mm.shape[1:], 1, 3), np.dtype(np.float32), affine)
+    header.set_intent(VECTOR)
+    if is_sheared(affine, ITK_SHEAR) and not header["qform_code"]:
         raise Refusal(
             "E-TRANSFORM",
             "the grid is sheared (gantry tilt), and ITK knows no such grids",
             path=path,
             remedy="resample the fixed image to perpendicular axes first",
         )
-    write_image(path, image)
+    lps = zip((-1, -1, 1), np.moveaxis(displacement_mm, 3, 1), strict=True)
+    write_planes(path, header, (sign * plane for sign, planes in lps for plane in planes))
 
 
-def read_field(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+def read_field(path: str | Path, options: ReadOptions = DEFAULTS) -> tuple[np.ndarray, np.ndarray]:
     """Read a displacement field as `write_field`, ITK and ANTs write it.
+
+    Args:
+        path: `.nii.gz` or `.nii`.
+        options: `affine` and `max_memory` hold for fields as well.
 
     Returns:
         float32 (3, X, Y, Z), displacement in RAS mm on the fixed grid; and float64 (4, 4), voxel -> RAS mm.
@@ -85,17 +90,18 @@ def read_field(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
         raw = nifti.raw_header(stream, path)
         shape = _expect_field(raw, path)
         dtype, scaling = nifti.dtype_of(raw, path), nifti.scaling_of(raw, path)
-        affine, _ = nifti_affine.choose(raw, shape, path, ReadOptions(), Requirements())
-        begin, size = float(raw["vox_offset"]), 3 * math.prod(shape) * dtype.itemsize
+        affine, _ = nifti_affine.choose(raw, shape, path, options, Requirements())
+        begin, size = float(raw["vox_offset"]), math.prod(shape) * dtype.itemsize
         if not (raw["sizeof_hdr"] <= begin < 2**31 and begin == int(begin)):
             raise Refusal("E-CORRUPT", f"vox_offset is {begin:g}", path=path, remedy=AGAIN)
-        payload.expect_memory(path, size + 3 * math.prod(shape) * 4, None)
-        payload.expect_size(path, int(begin) + size, compression=compression)
+        payload.expect_memory(path, size + (3 + 1) * math.prod(shape) * 4, options.max_memory)
+        payload.expect_size(path, int(begin) + 3 * size, compression=compression)
         payload.skip(stream, int(begin) - stream.tell(), path)
-        stored = payload.take(stream, size, path)
+        field = np.empty((3, *shape), np.float32)
+        for component in field:  # as they are stored, one after the other
+            component[...] = payload.to_float32(payload.take(stream, size, path), dtype, shape, scaling=scaling)[0]
         payload.finish(stream, path)
-    field = payload.to_float32(stored, dtype, shape, channels=3, scaling=scaling)
-    if not np.isfinite(field).all():
+    if not all(np.isfinite(component).all() for component in field):
         raise Refusal("E-NONFINITE", "the field holds NaN or infinity", path=path, remedy="register the images again")
     field[:2] *= -1
     return field, affine

@@ -14,10 +14,10 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import numpy as np
 
@@ -26,7 +26,7 @@ from monai_attention.io.geometry import corners, spacing
 from monai_attention.io.process import Process
 
 if TYPE_CHECKING:
-    from nibabel import Nifti1Image
+    from nibabel import Nifti1Header
 
 logger = logging.getLogger(__name__)
 
@@ -164,35 +164,46 @@ def write_nifti(path: str | Path, array: np.ndarray, affine: np.ndarray, *, slop
     """
     if not str(path).endswith(".nii.gz"):
         raise ValueError(f"the name must end in .nii.gz, got {path}")
-    image = nifti_image(array, affine)
-    image.header.set_slope_inter(slope, 0)
-    write_image(path, image)
+    header = nifti_header(array.shape, array.dtype, affine)
+    header.set_slope_inter(slope, 0)
+    write_planes(path, header, np.moveaxis(array, 2, 0))
 
 
-def nifti_image(array: np.ndarray, affine: np.ndarray) -> Nifti1Image:
-    """A NIfTI image in mm whose sform and, where it can say the same, qform are the affine; see `write_nifti`."""
+def nifti_header(shape: tuple[int, ...], dtype: np.dtype, affine: np.ndarray) -> Nifti1Header:
+    """Of an image in mm whose sform and, where it can say the same, qform are the affine; see `write_nifti`."""
     import nibabel
 
-    image = nibabel.Nifti1Image(array, affine)
+    image = nibabel.Nifti1Image(np.broadcast_to(np.zeros((), dtype), shape), affine)  # takes no memory
     image.header.set_xyzt_units("mm")
     image.set_sform(affine, code="scanner")
     image.set_qform(affine, code="scanner", strip_shears=True)
-    difference = corners(image.get_qform(), array.shape[:3]) - corners(affine, array.shape[:3])
+    difference = corners(image.get_qform(), shape[:3]) - corners(affine, shape[:3])
     if np.abs(difference).max() > QFORM_TOLERANCE * spacing(affine).min():
         image.set_qform(None, code="unknown")
-    return image
+    image.header.set_slope_inter(1, 0)
+    return image.header
 
 
-def write_image(path: str | Path, image: Nifti1Image) -> None:
-    """Write a NIfTI image, compressed if the name ends in `.gz`; the same image always gives the same bytes."""
+def write_planes(path: str | Path, header: Nifti1Header, planes: Iterable[np.ndarray]) -> None:
+    """Write a NIfTI image, compressed if the name ends in `.gz`; the same image always gives the same bytes.
+
+    Args:
+        path: ends in `.nii.gz` or `.nii`.
+        header: of the image.
+        planes: shape (X, Y), in the order of the file, that is along the third axis first. One at a time is copied.
+    """
+    dtype = header.get_data_dtype()
+    # Digits of measured numbers hardly compress: on fields more effort takes several times as long for nothing.
+    level = 1 if dtype.kind == "f" else 6
     with replacing(path) as temporary, temporary.open("wb") as file:
-        if not str(path).endswith(".gz"):
-            image.to_stream(file)
-            return
-        # Digits of measured numbers hardly compress: on fields more effort takes several times as long for nothing.
-        level = 1 if image.get_data_dtype().kind == "f" else 6
-        with gzip.GzipFile(filename="", mode="wb", compresslevel=level, fileobj=file, mtime=0) as stream:
-            image.to_stream(stream)
+        stream: BinaryIO = file
+        if str(path).endswith(".gz"):
+            packed = gzip.GzipFile(filename="", mode="wb", compresslevel=level, fileobj=file, mtime=0)
+            stream = cast(BinaryIO, packed)
+        with stream:
+            header.write_to(stream)
+            for plane in planes:
+                stream.write(plane.astype(dtype, copy=False).tobytes(order="F"))
 
 
 def _temporary_name(name: str) -> str:

@@ -20,6 +20,7 @@ from monai_attention.registration.transformation import (
     from_displacement,
     inverse,
     jacobian_of,
+    percent_folded,
     resample,
     usable,
 )
@@ -74,9 +75,12 @@ def invert(
         Refusal: E-NO-INVERSE, the field folds or points are off by more than a voxel; or a file cannot be read.
     """
     _check_output(output, (".nii.gz", ".nii"))
-    mm, affine = _field(field)
-    back = inverse(from_displacement(mm, affine))
-    size = float(np.linalg.norm(affine[:3, :3], axis=0).max())
+    forward = from_displacement(*_field(field))
+    assert forward.ddf is not None
+    assert forward.grid is not None
+    own = _grid(tuple(forward.ddf.shape[2:]), forward.grid.numpy())
+    back = inverse(forward)
+    size = float(own.spacing.max())
     if not usable(back, size):
         raise Refusal(
             "E-NO-INVERSE",
@@ -86,7 +90,7 @@ def invert(
             remedy="register with more smoothness, or swap the fixed and the moving scan",
         )
     if grid is None:
-        target = _grid(mm.shape[1:], affine)
+        target = own
     else:
         volume = _noted(read(grid, options))
         target = _grid(volume.shape, volume.affine)
@@ -107,7 +111,7 @@ def jacobian(field: str | Path, output: str | Path) -> dict[str, float]:
     mm, affine = _field(field)
     values = jacobian_of(mm, affine)
     write_nifti(output, values, affine)
-    return {"min": float(values.min()), "max": float(values.max()), "folds": 100 * float((values <= 0).mean())}
+    return {"min": float(values.min()), "max": float(values.max()), "folds": percent_folded(values)}
 
 
 def _check_output(path: str | Path, suffixes: tuple[str, ...]) -> None:

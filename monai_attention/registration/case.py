@@ -26,18 +26,20 @@ from monai_attention.io.write import write_nifti
 from monai_attention.registration.affine import SMALLEST_MM
 from monai_attention.registration.pair import Plan, Registered, register_pair
 from monai_attention.registration.pairs import Pair, read_landmarks
-from monai_attention.registration.scan import Scan
+from monai_attention.registration.scan import Scan, part_of
 from monai_attention.registration.transformation import (
     Transformation,
     displacement,
     inverse,
     jacobian_of,
+    percent_folded,
     resample,
+    sd_of_log,
     usable,
 )
 from monai_attention.report.manifest import describe_grid
 from monai_attention.report.preview import write_preview
-from monai_attention.report.registration import registration_sheet
+from monai_attention.report.registration import Look, registration_sheet
 
 OUTPUTS = {
     "warped": "warped.nii.gz",
@@ -51,8 +53,8 @@ OUTPUTS = {
 }
 """Files of a pair by kind."""
 
-FOLDS_PERCENT = 0.5
-"""Of voxels, from which a field is flagged."""
+MOST_FOLDS_UNSEEN = 0.5
+"""Percent of voxels; a field that folds at more is flagged."""
 
 LEAST_INFORMATION = 0.15
 """Nats that one scan tells about the other after the affine registration; heads of two people tell 0.5 to 1."""
@@ -156,7 +158,7 @@ def as_labels(values: np.ndarray, source: Path) -> np.ndarray:
     Raises:
         Refusal: E-LABELS, they are not whole.
     """
-    if not np.array_equal(values, np.rint(values)):
+    if not all(np.array_equal(plane, np.rint(plane)) for plane in values):
         remedy = "warp it as an image, without --labels or --mode nearest"
         raise Refusal("E-LABELS", "a label map must hold whole numbers", path=source, remedy=remedy)
     low, high = int(values.min()), int(values.max())
@@ -193,8 +195,7 @@ class _Result:
         """The warped scan, the field, its Jacobian, and the affine part."""
         still, moved = self.scans
         transformation = self.found.transformation
-        self.warped = resample(moved, transformation, still)
-        self.write("warped", self.warped[0, 0].cpu().numpy())
+        self.write("warped", resample(moved, transformation, still)[0, 0].cpu().numpy())
         total = displacement(transformation, still)
         self.write_displacement("field", total, self.fixed.affine, "F-NO-FIELD")
         for kind in ("affine", "affine_text"):
@@ -202,14 +203,13 @@ class _Result:
             self.outputs[kind] = OUTPUTS[kind]
         self.jacobian = jacobian_of(total, self.fixed.affine)
         self.write("jacobian", self.jacobian)
-        folds = 100 * float((self.jacobian <= 0).mean())
-        deformation = self.jacobian[self.jacobian > 0] / float(torch.linalg.det(transformation.matrix[:3, :3]))
+        folds = percent_folded(self.jacobian)
         self.figures |= {
             "folds, %": round(folds, 4),
-            "SD of log Jacobian": round(float(np.log(deformation).std()), 4),
+            "SD of log Jacobian": round(sd_of_log(self.jacobian), 4),
             "Jacobian from, to": [round(float(x), 3) for x in (self.jacobian.min(), self.jacobian.max())],
         }
-        if folds > FOLDS_PERCENT:
+        if folds > MOST_FOLDS_UNSEEN:
             self.notes.append(Note("flag", "F-FOLDS", f"the field folds at {folds:.2g} % of voxels"))
 
     def write_inverse(self) -> None:
@@ -254,15 +254,17 @@ class _Result:
     def write_picture(self) -> None:
         """See `report.registration`."""
         still, moved = self.scans
-        transformation = self.found.transformation
-        affine_only = resample(moved, Transformation(transformation.matrix), still)
-        identity = torch.eye(4, dtype=torch.float64)
-        deformation = Transformation(identity, transformation.ddf, transformation.grid)
+        whole = self.found.transformation
+        deformation = replace(whole, matrix=torch.eye(4, dtype=torch.float64))
+
+        def under(mapping: Transformation) -> Look:
+            return lambda box: resample(moved, mapping, part_of(still, box))[0, 0].cpu().numpy()
+
         picture = registration_sheet(
             self.fixed.array[0],
-            affine_only[0, 0].cpu().numpy(),
-            self.warped[0, 0].cpu().numpy(),
-            displacement(deformation, still),
+            under(Transformation(whole.matrix)),
+            under(whole),
+            lambda box: displacement(deformation, part_of(still, box)),
             self.jacobian,
             self.fixed.affine,
             {name: str(value) for name, value in self.figures.items()},

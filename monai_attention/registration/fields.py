@@ -13,12 +13,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from monai_attention.registration.parts import planes
 from monai_attention.registration.sampling import sample
 
 
-def identity(size: Sequence[int], *, like: Tensor) -> Tensor:
-    """Index of each voxel, shape (n, *size), on the device of `like`; float32, or float64 if `like` is."""
+def identity(size: Sequence[int], *, like: Tensor, part: slice = slice(None)) -> Tensor:
+    """Index of each voxel, shape (n, *size), on the device of `like`; float32, or float64 if `like` is.
+
+    Args:
+        size: of the grid.
+        like: see above.
+        part: of the first axis; only these voxels.
+    """
     axes = [torch.arange(n, device=like.device, dtype=_dtype(like)) for n in size]
+    axes[0] = axes[0][part]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"))
 
 
@@ -89,19 +97,26 @@ def invert(
         The inverse, and its residual, shape (B, 1, *S): how many voxels a point is off after going there and back.
     """
     ddf = ddf.to(_dtype(ddf))
-    inverse = -ddf if start is None else start.to(ddf)
-    share = torch.ones_like(ddf[:, :1])
-    before = torch.full_like(share, float("inf"))
-    for _ in range(iterations):
-        wrong = compose(ddf, inverse)  # 0 if there and back is where we were
-        off = wrong.norm(dim=1, keepdim=True)
-        if float(off.max()) <= tolerance:
+    size = ddf.shape[2:]
+    parts = planes(size)
+    inverse = [-ddf[:, :, part] if start is None else start[:, :, part].to(ddf) for part in parts]
+    share = [torch.ones_like(one[:, :1]) for one in inverse]
+    before = [torch.full_like(one, float("inf")) for one in share]
+    for left in range(iterations, -1, -1):
+        wrong = [  # 0 if there and back is where we were
+            back + sample(ddf, back + identity(size, like=ddf, part=part), padding="border")
+            for back, part in zip(inverse, parts, strict=True)
+        ]
+        off = [one.norm(dim=1, keepdim=True) for one in wrong]
+        if not left or max(float(one.max()) for one in off) <= tolerance:
             break
-        # Where the field is steep, whole steps go round in circles.
-        share = torch.where(off > 0.9 * before, (share / 2).clamp_min(0.05), share)
+        for i in range(len(parts)):
+            # Where the field is steep, whole steps go round in circles.
+            share[i] = torch.where(off[i] > 0.9 * before[i], (share[i] / 2).clamp_min(0.05), share[i])
+            inverse[i] = inverse[i] - share[i] * wrong[i]
         before = off
-        inverse = inverse - share * wrong
-    return inverse, compose(ddf, inverse).norm(dim=1, keepdim=True)
+    del wrong, share, before  # as large as the field; what follows takes as much once more
+    return torch.cat(inverse, dim=2), torch.cat(off, dim=2)
 
 
 def resize_ddf(ddf: Tensor, size: Sequence[int]) -> Tensor:
@@ -178,11 +193,14 @@ def affine_to_ddf(matrix: Tensor, size: Sequence[int]) -> Tensor:
 def ddf_to_affine(ddf: Tensor) -> Tensor:
     """The affine transformation nearest to a field (least squares over voxels), shape (B, n + 1, n + 1), float64."""
     n, size = ddf.shape[1], ddf.shape[2:]
-    grid = identity(size, like=ddf.double()).flatten(1)
-    places = torch.cat([grid, torch.ones_like(grid[:1])])
-    found = torch.linalg.solve(places @ places.T, places @ ddf.double().flatten(2).transpose(1, 2)).transpose(1, 2)
     result = torch.eye(n + 1, device=ddf.device, dtype=torch.float64).repeat(len(ddf), 1, 1)
-    result[:, :n] += found
+    left, right = torch.zeros_like(result[0]), torch.zeros_like(result[:, :, :n])
+    for part in planes(size):
+        grid = identity(size, like=result, part=part).flatten(1)
+        places = torch.cat([grid, torch.ones_like(grid[:1])])
+        left = left + places @ places.T
+        right = right + places @ ddf[:, :, part].double().flatten(2).transpose(1, 2)
+    result[:, :n] += torch.linalg.solve(left, right).transpose(1, 2)
     return result
 
 

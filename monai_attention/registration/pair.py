@@ -13,7 +13,7 @@ from monai_attention.cohort.phases import Phases
 from monai_attention.registration.affine import Affine, register_affine
 from monai_attention.registration.fields import warp
 from monai_attention.registration.optimise import Settings, optimise, whole_ddf
-from monai_attention.registration.scan import Scan, affine_of_grid, coarser, normalised
+from monai_attention.registration.scan import Scan, affine_of_grid, coarser, normalised, part_of
 from monai_attention.registration.similarities import similarity, suited
 from monai_attention.registration.transformation import Transformation
 
@@ -156,9 +156,7 @@ def cropped(scan: Scan, margin_mm: float, threshold: float = 0.05) -> Scan:
         found = bright.any(dim=[other for other in range(3) if other != axis]).nonzero().flatten()
         margin = round(margin_mm / step)
         box.append(slice(max(0, int(found[0]) - margin), int(found[-1]) + 1 + margin))
-    affine = scan.affine.clone()
-    affine[:3, 3] += affine[:3, :3] @ torch.tensor([float(part.start) for part in box], dtype=torch.float64)
-    return Scan(scan.values[:, :, box[0], box[1], box[2]], affine)
+    return part_of(scan, box)
 
 
 def evenly_spaced(scan: Scan, spacing: float) -> Scan:

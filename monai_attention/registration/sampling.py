@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from monai_attention.registration.parts import planes
+
 MODES = ("linear", "nearest", "cubic")
 PADDINGS = ("zeros", "border")
-PART_VOXELS = 2**20
-"""Places that are looked up at a time in cubic interpolation without gradients."""
 
 
 def sample(values: Tensor, coordinates: Tensor, *, mode: str = "linear", padding: str = "zeros") -> Tensor:
@@ -76,8 +76,8 @@ def _with_an_axis(coordinates: Tensor) -> Tensor:
 def _cubic(values: Tensor, coordinates: Tensor, mode: str, padding: str) -> Tensor:
     if torch.is_grad_enabled() and (values.requires_grad or coordinates.requires_grad):
         return _cubic_at_once(values, coordinates, padding)
-    step = max(1, PART_VOXELS // max(1, coordinates[0, 0, 0].numel()))
-    return torch.cat([_cubic_at_once(values, part, padding) for part in coordinates.split(step, dim=2)], dim=2)
+    parts = planes(coordinates.shape[2:])
+    return torch.cat([_cubic_at_once(values, coordinates[:, :, part], padding) for part in parts], dim=2)
 
 
 def _cubic_at_once(values: Tensor, coordinates: Tensor, padding: str) -> Tensor:

@@ -70,6 +70,20 @@ def transform(points: Tensor, matrix: Tensor) -> Tensor:
     return torch.stack(rows, dim=1)
 
 
+def part_of(scan: Scan, box: Sequence[slice]) -> Scan:
+    """A box of a scan, or every so many of its voxels; nothing is copied.
+
+    Args:
+        scan: any.
+        box: along each axis; steps are positive.
+    """
+    starts, _, steps = zip(*(one.indices(n) for one, n in zip(box, scan.shape, strict=True)), strict=True)
+    affine = scan.affine.clone()
+    affine[:3, 3] += affine[:3, :3] @ affine.new_tensor(starts)
+    affine[:3, :3] *= affine.new_tensor(steps)
+    return Scan(scan.values[:, :, box[0], box[1], box[2]], affine)
+
+
 def coarser(scan: Scan, spacing_mm: float) -> Scan:
     """The same with voxels of about `spacing_mm`, each the mean of what it covers; finer axes only are changed."""
     size = [
@@ -102,4 +116,4 @@ def normalised(scan: Scan, lower: float = 0.5, upper: float = 99.5) -> Scan:
         low, high = scan.values.min(), scan.values.max()
     if not high > low:
         raise ValueError("all voxels have the same value; there is nothing to register")
-    return replace(scan, values=((scan.values - low) / (high - low)).clamp_(0, 1))
+    return replace(scan, values=(scan.values - low).div_(high - low).clamp_(0, 1))

@@ -11,16 +11,13 @@ import torch
 from torch import Tensor
 
 from monai_attention.registration.fields import ddf_to_affine, identity, invert, jacobian_determinant
-from monai_attention.registration.metrics import folds
+from monai_attention.registration.parts import planes
 from monai_attention.registration.sampling import sample
 from monai_attention.registration.scan import Scan, transform
 from monai_attention.registration.world import mm_to_ddf
 
-FOLDS_PERCENT = 0.1
-"""Of voxels; a field that folds at more has no inverse."""
-
-PART_VOXELS = 2**21
-"""Points that are mapped at a time."""
+MOST_FOLDS_TO_INVERT = 0.1
+"""Percent of voxels; a field that folds at more has no inverse."""
 
 
 @dataclass(frozen=True)
@@ -76,41 +73,54 @@ def inverse(forward: Transformation, *, start: Tensor | None = None) -> Inverse:
     ddf, residual = invert(forward.ddf, start=start)
     size = float(forward.grid[:3, :3].norm(dim=0).max())
     off = float(residual.max()) * size
-    return Inverse(Transformation(back, ddf, forward.matrix @ forward.grid), off, float(folds(forward.ddf)))
+    folds = percent_folded(jacobian_of(forward.ddf[0].cpu().numpy(), np.eye(4)))  # volumes do not care for units
+    return Inverse(Transformation(back, ddf, forward.matrix @ forward.grid), off, folds)
 
 
 def usable(back: Inverse, voxel_mm: float) -> bool:
     """Whether an inverse is one: it is off by no more than a voxel, and hardly anything folds."""
-    return back.residual_mm <= voxel_mm and back.folds <= FOLDS_PERCENT
+    return back.residual_mm <= voxel_mm and back.folds <= MOST_FOLDS_TO_INVERT
 
 
 def displacement(mapping: Callable[[Tensor], Tensor], scan: Scan) -> np.ndarray:
     """Where each voxel of a scan goes, less where it is: mm, RAS, float32, shape (3, X, Y, Z)."""
     result = np.empty((3, *scan.shape), np.float32)
-    step = max(1, PART_VOXELS // (scan.shape[1] * scan.shape[2]))
-    for start in range(0, scan.shape[0], step):
-        points = _points(scan, start, min(start + step, scan.shape[0]))
-        result[:, start : start + step] = (mapping(points) - points)[0].float().cpu().numpy()
+    for part in planes(scan.shape):
+        points = _points(scan, part)
+        result[:, part] = (mapping(points) - points)[0].float().cpu().numpy()
     return result
 
 
 def jacobian_of(mm: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """Determinant of the Jacobian of p -> p + mm(p) at each voxel, float32; some planes at a time.
+    """Determinant of the Jacobian of p -> p + mm(p) at each voxel, float32.
 
     Args:
         mm: shape (3, X, Y, Z), RAS.
         affine: of its grid.
     """
     result = np.empty(mm.shape[1:], np.float32)
-    step = max(1, PART_VOXELS // (mm.shape[2] * mm.shape[3]))
-    for start in range(0, mm.shape[1], step):
-        first, last = max(0, start - 1), min(start + step + 1, mm.shape[1])
+    for part in planes(mm.shape[1:]):
+        first, last = max(0, part.start - 1), min(part.stop + 1, mm.shape[1])
         # A part of one plane has no derivative across; then it takes one more on the other side.
         first = max(0, min(first, last - 2))
         ddf = mm_to_ddf(torch.from_numpy(mm[:, first:last])[None], affine)
-        part = jacobian_determinant(ddf)[0, 0].numpy()
-        result[start : start + step] = part[start - first :][:step]
+        result[part] = jacobian_determinant(ddf)[0, 0, part.start - first : part.stop - first].numpy()
     return result
+
+
+def percent_folded(jacobian: np.ndarray) -> float:
+    """Percent of voxels where a Jacobian's determinant is 0 or less."""
+    return 100 * np.count_nonzero(jacobian <= 0) / jacobian.size
+
+
+def sd_of_log(jacobian: np.ndarray) -> float:
+    """SD of the logarithm of a Jacobian's determinant where it has one; a constant factor changes nothing."""
+    count, total, squares = 0, 0.0, 0.0
+    for part in planes(jacobian.shape):
+        values = jacobian[part]
+        logs = np.log(values[values > 0], dtype=np.float64)
+        count, total, squares = count + logs.size, total + logs.sum(), squares + (logs * logs).sum()
+    return float(np.sqrt(max(0.0, squares / count - (total / count) ** 2)))
 
 
 def resample(
@@ -122,29 +132,29 @@ def resample(
     outside: float | None = None,
 ) -> Tensor:
     """A scan as another one's grid sees it, (1, C, *fixed.shape); beyond its field of view `outside`, or its least."""
-    least = moving.values.min() if outside is None else outside
-    shifted = Scan(moving.values - least, moving.affine)
-    step = max(1, PART_VOXELS // (fixed.shape[1] * fixed.shape[2]))
-    parts = [
-        shifted.at(mapping(_points(fixed, start, min(start + step, fixed.shape[0]))), mode=mode)
-        for start in range(0, fixed.shape[0], step)
-    ]
-    return torch.cat(parts, dim=2) + least
+    least = float(moving.values.min()) if outside is None else outside
+    shifted = Scan(moving.values - least, moving.affine) if least else moving  # beyond it, sampling gives 0
+    result = moving.values.new_empty(1, moving.values.shape[1], *fixed.shape)
+    for part in planes(fixed.shape):
+        result[:, :, part] = shifted.at(mapping(_points(fixed, part)), mode=mode) + least
+    return result
 
 
 def from_displacement(mm: np.ndarray, affine: np.ndarray) -> Transformation:
     """A field in mm (3, X, Y, Z) on a grid as a transformation: the nearest affine one, and the rest as deformation."""
     grid = torch.from_numpy(np.asarray(affine, np.float64))
-    total = mm_to_ddf(torch.from_numpy(mm)[None], grid)
-    fitted = ddf_to_affine(total)[0]  # voxel -> voxel
+    ddf = torch.empty(1, *mm.shape)
+    parts = planes(mm.shape[1:])
+    for part in parts:
+        ddf[:, :, part] = mm_to_ddf(torch.from_numpy(mm[:, part])[None], grid)
+    fitted = ddf_to_affine(ddf)[0]  # voxel -> voxel
     back = torch.linalg.inv(fitted)
-    places = identity(total.shape[2:], like=total)[None]
-    ddf = transform(places + total, back) - places
+    for part in parts:
+        places = identity(mm.shape[1:], like=ddf, part=part)[None]
+        ddf[:, :, part] = transform(places + ddf[:, :, part], back) - places
     return Transformation(grid @ fitted @ torch.linalg.inv(grid), ddf, grid)
 
 
-def _points(scan: Scan, start: int, stop: int) -> Tensor:
+def _points(scan: Scan, part: slice) -> Tensor:
     """Where the voxels of some planes along the first axis lie, (1, 3, planes, Y, Z)."""
-    places = identity((stop - start, *scan.shape[1:]), like=scan.values)
-    places[0] += start
-    return transform(places[None], scan.affine)
+    return transform(identity(scan.shape, like=scan.values, part=part)[None], scan.affine)

@@ -5,7 +5,7 @@ Rows are axial, coronal and sagittal planes in radiological view. Nothing in it 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import nibabel
 import numpy as np
@@ -23,12 +23,18 @@ HISTOGRAM = (420, 110)
 FOLD = (230, 60, 50)
 """Colour of voxels where the field folds."""
 
+Box = tuple[slice, ...]
+"""Of voxels, a slice an axis."""
+
+Look = Callable[[Box], np.ndarray]
+"""What a volume has in a box, so that of large ones only what is drawn need be computed."""
+
 
 def registration_sheet(
     fixed: np.ndarray,
-    affine_only: np.ndarray,
-    registered: np.ndarray,
-    displacement_mm: np.ndarray,
+    affine_only: Look,
+    registered: Look,
+    displacement_mm: Look,
     jacobian: np.ndarray,
     affine: np.ndarray,
     figures: Mapping[str, str],
@@ -39,35 +45,42 @@ def registration_sheet(
         fixed: shape (X, Y, Z).
         affine_only: the moving scan on the same grid, after the affine registration.
         registered: after the whole of it.
-        displacement_mm: of the deformation alone, RAS, shape (3, X, Y, Z).
+        displacement_mm: of the deformation alone, RAS, three components.
         jacobian: determinant of the whole transformation, shape (X, Y, Z).
         affine: of the grid, voxel index -> RAS mm.
         figures: to print below, by name.
     """
     orientation = nibabel.io_orientation(affine)
 
-    def turned(array: np.ndarray) -> np.ndarray:
-        return nibabel.apply_orientation(array, orientation)
-
     steps = spacing(affine @ nibabel.orientations.inv_ornt_aff(orientation, fixed.shape))
-    grey = [_scaled(turned(image)) for image in (fixed, affine_only, registered)]
-    towards = [turned(component) for component in displacement_mm]
-    folded = turned(jacobian) <= 0
-    index = slices_through((grey[0] > 0.1).astype(np.uint8))
+    images: tuple[Look, ...] = (fixed.__getitem__, affine_only, registered)
+    windows = [grey_window(look(_sparse(fixed.shape, orientation))) for look in images]
+    bright = np.empty(fixed.shape, bool)
+    for plane, found in zip(fixed, bright, strict=True):
+        found[...] = _scaled(plane, windows[0]) > 0.1
+    bright = nibabel.apply_orientation(bright, orientation)
+    index = slices_through(bright)
     rows = []
     for _, axis, _ in PLANES:
-        still, before, after = (on_screen(image, axis, index[axis]) for image in grey)
-        places = _places(grey[0].shape, steps, axis, index[axis])
+        box = _plane(fixed.shape, orientation, axis, index[axis])
+
+        def screen(part: np.ndarray, axis: int = axis) -> np.ndarray:
+            return on_screen(nibabel.apply_orientation(part, orientation), axis, 0)
+
+        still, before, after = (
+            _scaled(screen(look(box)), window) for look, window in zip(images, windows, strict=True)
+        )
+        places = _places(bright.shape, steps, axis)
         tiles = np.sum([np.floor(place / TILE_MM) for place in places], axis=0) % 2 == 0
-        moved = [on_screen(towards[other], axis, index[axis]) for other in range(3) if other != axis]
+        moved = [screen(component) for other, component in enumerate(displacement_mm(box)) if other != axis]
         pictures = [
             *map(_grey, (still, before, after)),
             *(_grey(np.where(tiles, still, image)) for image in (before, after)),
             *(_difference(still - image) for image in (before, after)),
-            _mesh(places, moved, still, on_screen(folded, axis, index[axis])),
+            _mesh(places, moved, still, screen(jacobian[box]) <= 0),
         ]
         size = np.array([steps[other] for other in range(3) if other != axis]) * np.array(still.shape[::-1])
-        scale = PANEL / max(np.asarray(grey[0].shape) * steps)
+        scale = PANEL / max(np.asarray(bright.shape) * steps)
         rows.append(
             [p.resize(tuple(int(n) for n in np.ceil(size * scale)), Image.Resampling.BILINEAR) for p in pictures]
         )
@@ -107,9 +120,25 @@ def _composed(rows: list[list[Image.Image]], histogram: Image.Image, figures: Ma
     return sheet
 
 
-def _scaled(image: np.ndarray) -> np.ndarray:
-    """From 0 to 1 between the 1st and 99th percentile."""
-    low, high = grey_window(image)
+def _plane(shape: tuple[int, ...], orientation: np.ndarray, axis: int, index: int) -> Box:
+    """Where the voxels of a canonical plane are in the array."""
+    across = int(np.flatnonzero(orientation[:, 0] == axis)[0])
+    place = index if orientation[across, 1] > 0 else shape[across] - 1 - index
+    return tuple(slice(place, place + 1) if i == across else slice(0, n) for i, n in enumerate(shape))
+
+
+def _sparse(shape: tuple[int, ...], orientation: np.ndarray) -> Box:
+    """At most a million voxels, counted from the canonical first one: those that `grey_window` looks at."""
+    steps = [-(-n // 100) for n in shape]
+    turned = orientation[:, 1] < 0
+    return tuple(
+        slice((n - 1) % step if back else 0, n, step) for n, step, back in zip(shape, steps, turned, strict=True)
+    )
+
+
+def _scaled(image: np.ndarray, window: tuple[float, float]) -> np.ndarray:
+    """From 0 to 1 between two values."""
+    low, high = window
     return ((image - low) / (high - low)).clip(0, 1).astype(np.float32)
 
 
@@ -125,13 +154,13 @@ def _difference(plane: np.ndarray) -> Image.Image:
     return Image.fromarray(np.stack([red, strength // 3, blue], axis=-1))
 
 
-def _places(shape: tuple[int, ...], steps: np.ndarray, axis: int, index: int) -> list[np.ndarray]:
+def _places(shape: tuple[int, ...], steps: np.ndarray, axis: int) -> list[np.ndarray]:
     """Coordinates in mm along the two axes of a plane, as it is on the screen."""
     places = []
     for other in (o for o in range(3) if o != axis):
         line = np.arange(shape[other]) * steps[other]
         view = np.broadcast_to(line.reshape([-1 if o == other else 1 for o in range(3)]), shape)
-        places.append(on_screen(view, axis, index))
+        places.append(on_screen(view, axis, 0))
     return places
 
 
@@ -148,8 +177,9 @@ def _mesh(places: list[np.ndarray], moved: list[np.ndarray], plane: np.ndarray, 
 def _histogram(jacobian: np.ndarray) -> Image.Image:
     """Of the logarithm where it has one; folds are counted in the figures."""
     width, height = HISTOGRAM
-    logs = np.log(jacobian[jacobian > 0])
-    counts, _ = np.histogram(logs.clip(-1.5, 1.5), bins=width // 6, range=(-1.5, 1.5))
+    counts = np.zeros(width // 6, np.int64)
+    for plane in jacobian:
+        counts += np.histogram(np.log(plane[plane > 0]).clip(-1.5, 1.5), bins=len(counts), range=(-1.5, 1.5))[0]
     picture = Image.new("RGB", HISTOGRAM, BACKGROUND)
     draw = ImageDraw.Draw(picture)
     for i, count in enumerate(counts):

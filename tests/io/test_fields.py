@@ -9,6 +9,7 @@ import torch
 from scipy.io import savemat
 
 from monai_attention.io.fields import read_affine, read_field, write_affine, write_field
+from monai_attention.io.volume import ReadOptions
 from monai_attention.registration.fields import warp
 from monai_attention.registration.sampling import sample
 from monai_attention.registration.world import ddf_to_mm, mm_to_ddf, moving_voxels
@@ -143,6 +144,25 @@ def test_a_field_comes_back_as_it_was_and_equal_fields_are_equal_files(displacem
     header = nibabel.load(tmp_path / name).header
     assert header["dim"][:6].tolist() == [5, *SIZE, 1, 3]
     assert (header["intent_code"], header["sform_code"], header["qform_code"]) == (1007, 1, 1)
+
+
+def test_files_are_those_that_nibabel_writes(displacement, tmp_path):
+    write_field(tmp_path / "field.nii", displacement, AFFINE)
+    ours = nibabel.load(tmp_path / "field.nii")
+    lps = np.moveaxis(displacement * LPS[:, None, None, None], 0, -1)[:, :, :, None].astype(np.float32)
+    nibabel.save(nibabel.Nifti1Image(lps, AFFINE, ours.header), tmp_path / "theirs.nii")
+    assert (tmp_path / "field.nii").read_bytes() == (tmp_path / "theirs.nii").read_bytes()
+
+
+def test_a_field_whose_two_affines_disagree_is_read_by_the_one_asked_for(displacement, tmp_path):
+    write_field(tmp_path / "agreed.nii", displacement, AFFINE)
+    image, path = nibabel.load(tmp_path / "agreed.nii"), tmp_path / "field.nii"
+    image.set_qform(np.diag([2.0, 2, 2, 1]), code="scanner")
+    nibabel.save(image, path)
+    assert refusal(read_field, path).code == "E-AFFINE-CONFLICT"
+    _, affine = read_field(path, ReadOptions(affine="sform"))
+    np.testing.assert_allclose(affine, AFFINE, atol=1e-5)
+    assert refusal(read_field, path, ReadOptions(affine="sform", max_memory=1000)).code == "E-SIZE"
 
 
 def test_a_field_that_itk_writes_is_read(displacement, tmp_path):

@@ -3,7 +3,6 @@ import pytest
 import torch
 from scipy import ndimage
 
-from monai_attention.registration import sampling as module
 from monai_attention.registration.sampling import sample
 
 SIZES = [(9,), (7, 8), (5, 6, 7)]
@@ -68,7 +67,7 @@ def test_cubic_is_keys_along_each_axis():
 def test_parts_of_cubic_interpolation_are_the_whole(monkeypatch):
     image, places = image_and_places((5, 6, 7))
     whole = sample(image, places, mode="cubic", padding="border")
-    monkeypatch.setattr(module, "PART_VOXELS", 1)
+    monkeypatch.setattr("monai_attention.registration.parts.PART_VOXELS", 1)
     assert torch.equal(sample(image, places, mode="cubic", padding="border"), whole)
 
 

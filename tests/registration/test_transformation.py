@@ -3,14 +3,16 @@ import pytest
 import torch
 
 from monai_attention.registration.fields import jacobian_determinant
-from monai_attention.registration.scan import Scan, affine_of_grid, coarser, transform
+from monai_attention.registration.scan import Scan, affine_of_grid, coarser, part_of, transform
 from monai_attention.registration.transformation import (
     Transformation,
     displacement,
     from_displacement,
     inverse,
     jacobian_of,
+    percent_folded,
     resample,
+    sd_of_log,
     usable,
 )
 from monai_attention.registration.world import mm_to_ddf
@@ -56,7 +58,7 @@ def test_row_59_a_fold_makes_an_inverse_useless():
 
 
 def test_a_field_in_mm_is_the_transformation_it_came_from(monkeypatch):
-    monkeypatch.setattr("monai_attention.registration.transformation.PART_VOXELS", 1000)
+    monkeypatch.setattr("monai_attention.registration.parts.PART_VOXELS", 1000)
     forward, scan = a_transformation(), a_grid()
     again = from_displacement(displacement(forward, scan), scan.affine.numpy())
     p = scan.points()
@@ -103,7 +105,43 @@ def test_the_jacobian_in_parts_is_that_of_the_whole(part, monkeypatch):
     forward, scan = a_transformation(), a_grid()
     mm, affine = displacement(forward, scan), scan.affine.numpy()
     whole = jacobian_determinant(mm_to_ddf(torch.from_numpy(mm)[None], affine))[0, 0].numpy()
-    monkeypatch.setattr("monai_attention.registration.transformation.PART_VOXELS", part)
+    monkeypatch.setattr("monai_attention.registration.parts.PART_VOXELS", part)
     np.testing.assert_allclose(jacobian_of(mm, affine), whole, rtol=1e-5)
     scaled = displacement(Transformation(torch.diag(torch.tensor([2.0, 1, 1, 1]).double())), scan)
     np.testing.assert_allclose(jacobian_of(scaled, affine), 2, rtol=1e-4)
+
+
+@pytest.mark.parametrize("part", [1, 3 * 18 * 22])
+def test_what_is_done_in_parts_is_what_is_done_at_once(part, monkeypatch):
+    forward, scan = a_transformation(), a_grid()
+    affine = scan.affine.numpy()
+
+    def everything():
+        mm = displacement(forward, scan)
+        apart = from_displacement(mm, affine)
+        back = inverse(apart)
+        jacobian = jacobian_of(mm, affine)
+        yield from (mm, apart.ddf, apart.matrix, back.transformation.ddf, jacobian)
+        yield from (resample(scan, forward, scan, mode=mode) for mode in ("linear", "nearest", "cubic"))
+        yield torch.tensor([back.residual_mm, back.folds, percent_folded(jacobian), sd_of_log(jacobian)])
+
+    at_once = list(everything())
+    monkeypatch.setattr("monai_attention.registration.parts.PART_VOXELS", part)
+    for one, whole in zip(everything(), at_once, strict=True):
+        torch.testing.assert_close(one, whole) if isinstance(one, torch.Tensor) else np.testing.assert_allclose(
+            one, whole, rtol=1e-5, atol=1e-5
+        )
+
+
+def test_figures_of_a_jacobian_are_numpys():
+    jacobian = np.random.default_rng(0).normal(1, 0.5, (8, 9, 10)).astype(np.float32)
+    assert percent_folded(jacobian) == pytest.approx(100 * (jacobian <= 0).mean())
+    assert sd_of_log(jacobian) == pytest.approx(np.log(jacobian[jacobian > 0] / 3.0).std(), rel=1e-5)
+
+
+def test_part_of_a_scan_lies_where_it_lay():
+    scan = a_grid()
+    for box in ((slice(3, 4), slice(0, 18), slice(0, 22)), (slice(1, 20, 3), slice(None, None, 4), slice(2, 9))):
+        part = part_of(scan, box)
+        assert torch.equal(part.values, scan.values[(..., *box)])
+        torch.testing.assert_close(part.points(), scan.points()[(..., *box)])
