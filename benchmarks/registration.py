@@ -129,15 +129,16 @@ def judged(folder: Path) -> dict[str, float]:
     import nibabel
 
     from monai_attention.io.fields import read_field
-    from monai_attention.registration.case import mean_dice
-    from monai_attention.registration.metrics import folds, sd_log_jacobian
+    from monai_attention.registration.metrics import folds, mean_dice, sd_log_jacobian
     from monai_attention.registration.world import mm_to_ddf
 
     warped, target = (np.asarray(nibabel.load(folder / f"{n}.nii.gz").dataobj) for n in ("warped", "fixed_labels"))
     mm, affine = read_field(folder / "field.nii.gz")
     ddf = mm_to_ddf(torch.from_numpy(mm)[None], affine)
     return {
-        "dice": mean_dice(warped.astype(np.uint8), target) or 0.0,
+        "dice": float(
+            mean_dice(*(torch.from_numpy(labels.astype(np.int64))[None, None] for labels in (warped, target)))
+        ),
         "folds": float(folds(ddf)),
         "sd_log_j": float(sd_log_jacobian(ddf)),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,7 @@ from monai_attention.io.read import read
 from monai_attention.io.volume import Note, ReadOptions, Requirements, Volume
 from monai_attention.io.write import write_nifti
 from monai_attention.registration.affine import SMALLEST_MM
+from monai_attention.registration.metrics import mean_dice
 from monai_attention.registration.pair import Plan, Registered, register_pair
 from monai_attention.registration.pairs import Pair, read_landmarks
 from monai_attention.registration.scan import Scan, part_of
@@ -236,8 +238,8 @@ class _Result:
         target = scan_of(fixed_labels, device)
         for stage, mapping in self.stages():
             found = resample(source, mapping, target, mode="nearest", outside=0.0)
-            dice = mean_dice(found[0, 0].cpu().numpy(), target.values[0, 0].cpu().numpy())
-            self.figures[f"Dice, {stage}"] = "n/a" if dice is None else round(dice, 4)
+            dice = float(mean_dice(found, target.values))
+            self.figures[f"Dice, {stage}"] = "n/a" if math.isnan(dice) else round(dice, 4)
 
     def measure_landmarks(self, fixed: np.ndarray, moving: np.ndarray) -> None:
         """How far corresponding points are apart, in mm, on average."""
@@ -299,21 +301,6 @@ class _Result:
             "figures": self.figures,
             "outputs": self.outputs,
         }
-
-
-def mean_dice(labels: np.ndarray, target: np.ndarray) -> float | None:
-    """Mean over the labels of either map (0 and up), but background; None if there are none.
-
-    A label that one map lacks counts as 0.
-    """
-    largest = int(max(labels.max(), target.max())) + 1
-    both, either = np.zeros(largest, np.int64), np.zeros(largest, np.int64)
-    for a, b in zip(labels, target, strict=True):  # a plane at a time: counting makes copies
-        a, b = a.ravel().astype(np.int64), b.ravel().astype(np.int64)
-        either += np.bincount(a, minlength=largest) + np.bincount(b, minlength=largest)
-        both += np.bincount(a[a == b], minlength=largest)
-    there = np.flatnonzero(either[1:]) + 1
-    return float((2 * both[there] / either[there]).mean()) if len(there) else None
 
 
 def _doubts(found: Registered) -> list[Note]:

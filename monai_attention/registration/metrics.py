@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.metrics import CumulativeIterationMetric, compute_dice, compute_hausdorff_distance
+from monai.metrics import CumulativeIterationMetric, compute_hausdorff_distance
 from torch import Tensor
 
 from monai_attention.registration.fields import compose, jacobian_determinant, warp
+from monai_attention.registration.parts import planes
 from monai_attention.registration.sampling import sample
 from monai_attention.registration.world import ddf_to_mm
 
@@ -128,7 +129,7 @@ def warp_labels(labels: Tensor, ddf: Tensor, classes: int) -> Tensor:
 
 
 def dice(warped: Tensor, fixed: Tensor, classes: int) -> Tensor:
-    """Dice's coefficient of each class but the background, by MONAI.
+    """Dice's coefficient of each class but the background.
 
     Args:
         warped: label map, shape (B, 1, *S); see `warp_labels`.
@@ -138,9 +139,22 @@ def dice(warped: Tensor, fixed: Tensor, classes: int) -> Tensor:
     Returns:
         Shape (B, classes - 1), 0 to 1: 0 where a class is in one of the two only, NaN where it is in neither.
     """
-    scores = compute_dice(warped, fixed, include_background=False, ignore_empty=False, num_classes=classes)
-    there = [((warped == c) | (fixed == c)).flatten(1).any(dim=1) for c in range(1, classes)]
-    return scores.masked_fill(~torch.stack(there, dim=1), torch.nan)
+    both, either = torch.zeros(2, len(fixed), classes, dtype=torch.int64, device=fixed.device)
+    for item in range(len(fixed)):
+        for part in planes(fixed.shape[2:]):  # by counting: as one-hot, many classes would not fit into memory
+            a, b = (labels[item, :, part].flatten().long() for labels in (warped, fixed))
+            either[item] += a.bincount(minlength=classes) + b.bincount(minlength=classes)
+            both[item] += a[a == b].bincount(minlength=classes)
+    return (2 * both / either)[:, 1:]
+
+
+def mean_dice(warped: Tensor, fixed: Tensor) -> Tensor:
+    """Mean of Dice's coefficients over the labels of either map but the background; see `dice`.
+
+    Returns:
+        Shape (B,); NaN where there are no labels.
+    """
+    return dice(warped, fixed, int(max(warped.max(), fixed.max())) + 1).nanmean(dim=1)
 
 
 def hd95(warped: Tensor, fixed: Tensor, classes: int, spacing: Sequence[float]) -> Tensor:
