@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from monai_attention import DEFAULT_BUNDLE, __version__, cli_finetune, cli_registration
+from monai_attention.cli_options import add_read_options, read_options
 from monai_attention.errors import Refusal
 
 if TYPE_CHECKING:
     from monai_attention.bundles import BundleInfo
     from monai_attention.inference.segment import CaseResult
-    from monai_attention.io.volume import ReadOptions
 
 OK, SOME_REFUSED, WRONG_ARGUMENTS = 0, 1, 2
 """Exit codes."""
@@ -56,7 +56,7 @@ def segment(options: argparse.Namespace) -> int:
         options.output,
         bundle=options.bundle,
         device=options.device,
-        options=_read_options(options),
+        options=read_options(options),
         formats=options.format,
         uncertainty=options.uncertainty,
         overwrite=options.overwrite,
@@ -72,7 +72,7 @@ def check(options: argparse.Namespace) -> int:
     """Judge inputs without segmenting them."""
     if options.labels:
         return cli_finetune.check_labelled(
-            options.inputs, _read_options(options), page=options.output, as_json=options.json
+            options.inputs, read_options(options), page=options.output, as_json=options.json
         )
     if options.output:
         print("monai-attention: -o is the page of `check --labels`; add --labels", file=sys.stderr)
@@ -83,7 +83,7 @@ def check(options: argparse.Namespace) -> int:
 
     requirements = bundles.requirements(options.bundle) if options.bundle else None
     verdicts = run(
-        options.inputs, requirements=requirements, options=_read_options(options), headers_only=not options.full
+        options.inputs, requirements=requirements, options=read_options(options), headers_only=not options.full
     )
     if options.json:
         print(json.dumps([verdict.to_json() for verdict in verdicts], indent=2, ensure_ascii=False))
@@ -254,23 +254,7 @@ def _verb(
 
 def _add_inputs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("inputs", nargs="+", metavar="IN", help="file, DICOM folder, zip, folder of cases, or CSV")
-    parser.add_argument("--series", metavar="UID", help="the DICOM series to take where there are several")
-    parser.add_argument("--allow-gaps", action="store_true", help="fill missing DICOM slices, flagged")
-    parser.add_argument("--affine", choices=("sform", "qform"), help="which to believe where a NIfTI has two")
-    parser.add_argument("--volume", type=int, metavar="k", help="which volume of a 4-D image, counted from 0")
-    parser.add_argument("--max-memory", type=_bytes, metavar="SIZE", help="refuse what needs more, for example 6GB")
-
-
-def _read_options(options: argparse.Namespace) -> ReadOptions:
-    from monai_attention.io.volume import ReadOptions
-
-    return ReadOptions(
-        series=options.series,
-        allow_gaps=options.allow_gaps,
-        affine=options.affine,
-        volume=options.volume,
-        max_memory=options.max_memory,
-    )
+    add_read_options(parser)
 
 
 def _formats(text: str) -> tuple[str, ...]:
@@ -285,10 +269,3 @@ def _part(text: str) -> tuple[int, int]:
     if match is None or not 1 <= int(match[1]) <= int(match[2]):
         raise argparse.ArgumentTypeError(f"expected i/n with i from 1 to n, for example 2/8; got {text!r}")
     return int(match[1]), int(match[2])
-
-
-def _bytes(text: str) -> int:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)b?", text.lower())
-    if match is None:
-        raise argparse.ArgumentTypeError(f"expected a size, for example 6GB; got {text!r}")
-    return int(float(match[1]) * 1000 ** " kmgt".index(match[2] or " "))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from monai_attention.cli_options import add_field_options, add_read_options, read_options
 from monai_attention.registration import SIMILARITIES
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def add_verbs(add: AddVerb) -> None:
     one.add_argument("--bundle", help="one that registers: name, folder or zip (default: no network)")
     one.add_argument("--optimize", type=_steps, default=50, metavar="N", help="steps, or none (default: 50)")
     one.add_argument("--inverse", action="store_true", help="also write the inverse field, on the moving grid")
+    add_read_options(one, pairs=True)
     one.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
     one.add_argument("--overwrite", action="store_true", help="do finished pairs again")
     one.add_argument("--trust-bundle", action="store_true", help="run whatever code the bundle's configuration names")
@@ -44,17 +46,20 @@ def add_verbs(add: AddVerb) -> None:
     one.add_argument("--field", required=True, metavar="FILE", help="as `register`, ITK and ANTs write it")
     one.add_argument("-o", "--output", required=True, metavar="FILE", help=".nii.gz")
     one.add_argument("--mode", choices=("linear", "cubic", "nearest"), default="linear", help="nearest for labels")
+    add_read_options(one)
 
     example = "monai-attention invert field.nii.gz --grid moving.nii.gz -o inverse_field.nii.gz"
     one = add("invert", invert, "invert a displacement field, or say that it has no inverse", example)
     one.add_argument("field", metavar="FIELD", help="as `register`, ITK and ANTs write it")
     one.add_argument("-o", "--output", required=True, metavar="FILE", help=".nii.gz")
     one.add_argument("--grid", metavar="MOVING", help="scan on whose grid the inverse lies (default: the field's)")
+    add_read_options(one)
 
     example = "monai-attention jacobian field.nii.gz -o jacobian.nii.gz"
     one = add("jacobian", jacobian, "write how a displacement field changes volume", example)
     one.add_argument("field", metavar="FIELD", help="as `register`, ITK and ANTs write it")
     one.add_argument("-o", "--output", required=True, metavar="FILE", help=".nii.gz")
+    add_field_options(one)
 
 
 def register(options: argparse.Namespace) -> int:
@@ -74,6 +79,7 @@ def register(options: argparse.Namespace) -> int:
         bundle=options.bundle,
         inverse=options.inverse,
         device=options.device,
+        options=read_options(options),
         overwrite=options.overwrite,
         trust_bundle=options.trust_bundle,
         progress=not options.quiet,
@@ -88,7 +94,7 @@ def warp(options: argparse.Namespace) -> int:
     """Apply a field."""
     from monai_attention.registration import apply
 
-    apply.warp(options.moving, options.field, options.output, mode=options.mode)
+    apply.warp(options.moving, options.field, options.output, mode=options.mode, options=read_options(options))
     print(options.output)
     return OK
 
@@ -97,7 +103,7 @@ def invert(options: argparse.Namespace) -> int:
     """Invert a field."""
     from monai_attention.registration import apply
 
-    worst = apply.invert(options.field, options.output, grid=options.grid)
+    worst = apply.invert(options.field, options.output, grid=options.grid, options=read_options(options))
     print(f"{options.output}: there and back is off by at most {worst:.3f} mm")
     return OK
 
@@ -106,7 +112,7 @@ def jacobian(options: argparse.Namespace) -> int:
     """Write a Jacobian."""
     from monai_attention.registration import apply
 
-    found = apply.jacobian(options.field, options.output)
+    found = apply.jacobian(options.field, options.output, options=read_options(options))
     print(f"{options.output}: {found['min']:.3f} to {found['max']:.3f}, folds at {found['folds']:.3g} % of voxels")
     return OK
 

@@ -16,6 +16,7 @@ from tests.io.make_volumes import ramp, write_nifti
 
 HELPS = (
     *([], ["segment"], ["check"], ["demo"]),
+    *(["register"], ["warp"], ["invert"], ["jacobian"]),
     *(["bundles"], ["bundles", "list"], ["bundles", "info"], ["bundles", "verify"]),
 )
 ASK_FOR_HELP = """
@@ -112,6 +113,8 @@ def test_examples_are_accepted(verb, capsys):
         ["check", "t1.nii.gz", "--max-memory", "-6GB"],
         ["check", "t1.nii.gz", "--affine", "both"],
         ["check", "data", "--labels", "--bundle", "mine"],
+        ["register", "a.nii", "b.nii", "-o", "out", "--max-memory", "lots"],
+        ["jacobian", "field.nii", "-o", "out.nii.gz", "--volume", "1"],
         ["bundles"],
     ],
 )
@@ -201,6 +204,27 @@ def test_segment_passes_on_what_was_typed(calls):
         "overrides": {"inferer::overlap": 0.5, "network_def::depth": [1, 2]},
         "progress": True,
     }
+
+
+CHOICES = "--allow-gaps --affine qform --volume 1 --max-memory 1GB"
+
+
+@pytest.mark.parametrize(
+    ("typed", "series"),
+    [
+        ("register a.nii b.nii -o out --quiet --series 1.2 --series 1.3", ("1.2", "1.3")),
+        ("warp a.nii --field f.nii -o out.nii.gz --series 1.2", "1.2"),
+        ("invert f.nii --grid a.nii -o out.nii.gz", None),
+    ],
+)
+def test_what_refusals_name_as_a_remedy_can_be_typed(typed, series, monkeypatch):
+    from monai_attention.registration import apply, register
+
+    given = []
+    for module, name, value in ((register, "register", []), (apply, "warp", None), (apply, "invert", 0.0)):
+        monkeypatch.setattr(module, name, lambda *_, value=value, options, **__: given.append(options) or value)
+    assert cli.main([*typed.split(), *CHOICES.split()]) == 0
+    assert given == [ReadOptions(series, allow_gaps=True, affine="qform", volume=1, max_memory=1_000_000_000)]
 
 
 def test_what_nobody_typed_is_the_default_of_the_function(calls):

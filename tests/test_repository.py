@@ -41,19 +41,11 @@ ARROWS = {
     "inference": {"errors", "io", "bundles", "checkpoints", "report", "cohort"},
     "inference.demo": {"synthesis"},
     "finetune": {"errors", "io", "bundles", "checkpoints", "report", "cohort", "inference"},
-    "cli_registration": {"registration"},
+    "cli_options": {"io"},
+    "cli_registration": {"cli_options", "registration"},
     "cli_finetune": {"finetune", "io", "report"},
-    "cli": {
-        "cli_registration",
-        "cli_finetune",
-        "errors",
-        "io",
-        "bundles",
-        "report",
-        "inference",
-        "registration",
-        "finetune",
-    },
+    "cli": {"errors", "io", "bundles", "report", "inference", "registration", "finetune", "cli_options"}
+    | {"cli_registration", "cli_finetune"},
 }
 # What of others the rooms of networks may import; the rest of the package is free.
 OTHERS = {"blocks": ("torch", "monai.networks"), "networks": ("torch", "monai.networks")}

@@ -205,11 +205,15 @@ def _files(source: Path) -> Iterator[Path]:
 
 
 def _chosen(scan: Scan, options: ReadOptions, requirements: Requirements | None) -> Series:
-    if options.series is not None:
+    if isinstance(options.series, str):
         asked = [series for series in scan.series if series.uid == options.series]
         if not asked:
             raise _series_refusal(scan, f"expected series {options.series}, but it is not among")
         return asked[0]
+    if held := [series for series in scan.series if series.uid in (options.series or ())]:
+        if len(held) > 1:
+            raise _series_refusal(scan, f"expected one of the series asked for, but {len(held)} of them are among")
+        return held[0]
     if len(scan.series) == 1:
         return scan.series[0]
     wanted = requirements.modalities if requirements else ()

@@ -93,14 +93,15 @@ class ReadOptions:
     """Choices a user makes about inputs that cannot be read unambiguously.
 
     Args:
-        series: SeriesInstanceUID to take from a folder that holds several.
+        series: SeriesInstanceUID to take from a folder that holds several; of a tuple, for several folders, the one
+            that a folder holds, and folders that hold none of them are read as without it.
         allow_gaps: resample a DICOM series with missing slices at its true positions, flagged, instead of refusing.
         affine: `sform` or `qform` where the two of a NIfTI file disagree.
         volume: index along the fourth axis of a 4-D image.
         max_memory: bytes the program may use; larger inputs are refused before they are read.
     """
 
-    series: str | None = None
+    series: str | tuple[str, ...] | None = None
     allow_gaps: bool = False
     affine: str | None = None
     volume: int | None = None

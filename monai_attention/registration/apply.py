@@ -50,7 +50,7 @@ def warp(
     """
     _check_output(output, (".nii.gz",))
     volume = _noted(read(moving, options))
-    mm, affine = _field(field)
+    mm, affine = _field(field, options)
     labels = mode == "nearest"
     scan, grid = scan_of(volume, torch.device("cpu")), _grid(mm.shape[1:], affine)
     array = resample(scan, _Moved(mm, affine), grid, mode=mode, outside=0.0 if labels else None)[0, 0].numpy()
@@ -75,7 +75,7 @@ def invert(
         Refusal: E-NO-INVERSE, the field folds or points are off by more than a voxel; or a file cannot be read.
     """
     _check_output(output, (".nii.gz", ".nii"))
-    forward = from_displacement(*_field(field))
+    forward = from_displacement(*_field(field, options))
     assert forward.ddf is not None
     assert forward.grid is not None
     own = _grid(tuple(forward.ddf.shape[2:]), forward.grid.numpy())
@@ -98,8 +98,13 @@ def invert(
     return back.residual_mm
 
 
-def jacobian(field: str | Path, output: str | Path) -> dict[str, float]:
+def jacobian(field: str | Path, output: str | Path, *, options: ReadOptions = DEFAULTS) -> dict[str, float]:
     """Write the determinant of the Jacobian at each voxel of a field's grid: 1 keeps volume, 0 or less folds.
+
+    Args:
+        field: see `monai_attention.io.fields.read_field`.
+        output: `.nii.gz`.
+        options: choices about inputs that cannot be read unambiguously.
 
     Returns:
         `min`, `max`, and `folds`, percent of voxels.
@@ -108,7 +113,7 @@ def jacobian(field: str | Path, output: str | Path) -> dict[str, float]:
         Refusal: the field cannot be read, or not without guessing.
     """
     _check_output(output, (".nii.gz",))
-    mm, affine = _field(field)
+    mm, affine = _field(field, options)
     values = jacobian_of(mm, affine)
     write_nifti(output, values, affine)
     return {"min": float(values.min()), "max": float(values.max()), "folds": percent_folded(values)}
@@ -122,9 +127,9 @@ def _check_output(path: str | Path, suffixes: tuple[str, ...]) -> None:
     check_writable(Path(path).absolute().parent)
 
 
-def _field(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+def _field(path: str | Path, options: ReadOptions) -> tuple[np.ndarray, np.ndarray]:
     """See `read_field`; E-TOO-SMALL where it has no extent along some axis."""
-    mm, affine = read_field(path)
+    mm, affine = read_field(path, options)
     if min(mm.shape[1:]) < 2:
         message = f"expected at least 2 voxels along every axis, got {' x '.join(map(str, mm.shape[1:]))}"
         raise Refusal("E-TOO-SMALL", message, path=Path(path), remedy="give the field of a 3-D registration")

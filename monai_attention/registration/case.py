@@ -116,6 +116,7 @@ def _register(pair: Pair, folder: Path, settings: Settings, phases: Phases, prog
             None if path is None else _read(path, settings.options) for path in (pair.labels, pair.fixed_labels)
         )
         landmarks = None if pair.landmarks is None else read_landmarks(pair.landmarks)
+    _expect_series(pair, (fixed, moving), settings.options)
     for path, volume in ((pair.fixed, fixed), (pair.moving, moving)):
         extent = spacing(volume.affine) * volume.shape
         if extent.max() < SMALLEST_MM or min(volume.shape) < 3:
@@ -142,6 +143,15 @@ def _register(pair: Pair, folder: Path, settings: Settings, phases: Phases, prog
             result.measure_landmarks(*landmarks)
         result.write_picture()
     return result.record()
+
+
+def _expect_series(pair: Pair, volumes: Sequence[Volume], options: ReadOptions) -> None:
+    """Refuse DICOM scans of which none is of a series that was asked for: the UID may be mistyped."""
+    found = {volume.series_uid for volume in volumes} - {None}
+    if options.series and found and found.isdisjoint(options.series):
+        message = f"expected a scan of series {' or '.join(options.series)}, got {' and '.join(map(str, found))}"
+        remedy = "pass --series with a UID that the fixed or the moving folder holds"
+        raise Refusal("E-SERIES", message, path=pair.moving, remedy=remedy)
 
 
 def _read(path: Path, options: ReadOptions, requirements: Requirements | None = None) -> Volume:

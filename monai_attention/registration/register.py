@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,8 @@ def register(
             optimisation begins from. None: no network.
         inverse: also write `inverse_field.nii.gz`, on the moving grid.
         device: torch device; None takes CUDA if there is one, else the CPU.
-        options: choices about inputs that cannot be read unambiguously.
+        options: choices about inputs that cannot be read unambiguously; they hold for all scans of a pair that need
+            them, `series` for those that have it.
         overwrite: do finished pairs again.
         trust_bundle: run the bundle's configuration whatever code it names.
         progress: show bars on standard error.
@@ -100,6 +101,8 @@ def register(
             such device.
     """
     options = options or ReadOptions()
+    if isinstance(options.series, str):
+        options = replace(options, series=(options.series,))
     if similarity not in SIMILARITIES:
         raise ValueError(f"similarity must be one of {SIMILARITIES}; got {similarity!r}")
     if not 0.1 <= spacing <= 20:

@@ -95,6 +95,9 @@ def test_row_04_several_series_are_listed_and_one_can_be_asked_for(tmp_path, val
     assert "7  CT  7x6x10  1.2.4" in error.message
     assert_same_in_world(dicom.read(tmp_path, ReadOptions(series="1.2.4")), values + 1, AFFINE)
     assert refusal(tmp_path, ReadOptions(series="1.9")).code == "E-SERIES"
+    assert_same_in_world(dicom.read(tmp_path, ReadOptions(series=("1.9", "1.2.4"))), values + 1, AFFINE)
+    for several in (("1.9",), ("1.2.3", "1.2.4")):
+        assert refusal(tmp_path, ReadOptions(series=several)).code == "E-SERIES"
 
 
 def test_row_08_what_is_no_image_is_counted(tmp_path, values):

@@ -10,11 +10,13 @@ import torch
 from monai_attention import Refusal
 from monai_attention.cli import main
 from monai_attention.io.fields import write_field
+from monai_attention.io.volume import ReadOptions
 from monai_attention.registration import apply
 from monai_attention.registration.pairs import find_pairs
 from monai_attention.registration.register import register
 from monai_attention.registration.scan import Scan, transform
 from monai_attention.synthesis.phantom import head_image
+from tests.io.make_dicom import write_series
 from tests.io.make_volumes import write_nifti
 from tests.io.test_fields import by_itk
 from tests.registration.make_scans import T2, moved, rigid
@@ -208,6 +210,34 @@ def test_labels_are_labels(folder, tmp_path):
     assert (one.verdict, one.code) == ("refused", "E-LABELS")
     with pytest.raises(Refusal, match="E-FORMAT"):
         apply.warp(fixed, plain.outputs["field"], tmp_path / "w.mha")
+
+
+def test_a_pair_is_read_as_asked_for(folder, tmp_path):
+    """Each choice holds for the scan that needs it: one of several series for this one, a volume for the other."""
+    image = nibabel.load(folder / "fixed.nii.gz")
+    values, right_handed = np.asarray(image.dataobj)[::-1, ::-1], image.affine @ np.diag([-1.0, -1, 1, 1])
+    right_handed[:3, 3] = image.affine[:3, 3] + image.affine[:3, :2] @ (np.array(image.shape[:2]) - 1)
+    for uid, array in (("1.2.3", values), ("1.2.4", values * 0 + np.arange(values.shape[2]))):
+        write_series(tmp_path / "fixed", array, right_handed, SeriesInstanceUID=uid, prefix=f"s{uid}")
+    several = np.stack([np.zeros(image.shape, np.float32), np.asarray(image.dataobj, np.float32)], axis=-1)
+    moving = write_nifti(tmp_path / "moving.nii.gz", several, image.affine)
+
+    def run(**choices):
+        options = ReadOptions(**choices)
+        (one,) = register(tmp_path / "fixed", moving, tmp_path / "out", spacing=8.0, optimize=0, options=options)
+        return one
+
+    assert run(series="1.2.3", volume=1).code == ""
+    for choices, code in (({"volume": 1}, "E-SERIES"), ({"series": "1.2.3"}, "E-4D")):
+        assert run(**choices).code == code
+    (wrong,) = register(
+        write_series(tmp_path / "one", values, right_handed, SeriesInstanceUID="1.2.5")[0].parent,
+        folder / "moving.nii.gz",
+        tmp_path / "out",
+        options=ReadOptions(series="1.9"),
+    )
+    assert (wrong.verdict, wrong.code) == ("refused", "E-SERIES")
+    assert "1.9" in wrong.message
 
 
 def test_too_small_a_scan_is_refused(folder, tmp_path):
