@@ -17,6 +17,7 @@ from torch import Tensor
 
 from monai_attention.registration.fields import identity
 from monai_attention.registration.mutual_information import MutualInformation
+from monai_attention.registration.progress import OnStep, untold
 from monai_attention.registration.scan import Scan, coarser, normalised, transform
 
 RADIUS = 80.0
@@ -51,8 +52,8 @@ SMALLEST_MM = 40.0
 MIRRORED = 1.1
 """How many times as much a mirrored scan must tell to be taken for the right one."""
 
-OnStep = Callable[[int], None]
-"""Progress: called after each step with the number of steps in all."""
+STAGE = "affine"
+"""Its name to those who look at the progress."""
 
 
 class Affine(NamedTuple):
@@ -71,9 +72,7 @@ class Affine(NamedTuple):
     mirrored: bool
 
 
-def register_affine(
-    fixed: Scan, moving: Scan, *, levels: Sequence[Level] = LEVELS, on_step: OnStep = lambda total: None
-) -> Affine:
+def register_affine(fixed: Scan, moving: Scan, *, levels: Sequence[Level] = LEVELS, on_step: OnStep = untold) -> Affine:
     """The affine transformation under which two scans tell most about each other.
 
     It finds rotations of up to 40 degrees and any shift that the centres of mass tell. The result never mirrors.
@@ -94,7 +93,7 @@ def register_affine(
     total = 2 * TRIED * levels[0].steps + sum(level.steps for level in levels[1:])
 
     def count() -> None:
-        on_step(total)
+        on_step(STAGE, total)
 
     search, best = _first(fixed, moving, levels[0], count)
     other, mirrored = _first(fixed, replace(moving, values=moving.values.flip(_across(moving))), levels[0], count)

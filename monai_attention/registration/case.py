@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -28,6 +28,7 @@ from monai_attention.registration.affine import SMALLEST_MM
 from monai_attention.registration.metrics import mean_dice
 from monai_attention.registration.pair import Plan, Registered, register_pair
 from monai_attention.registration.pairs import Pair, read_landmarks
+from monai_attention.registration.progress import OnStep
 from monai_attention.registration.scan import Scan, part_of
 from monai_attention.registration.transformation import (
     Transformation,
@@ -338,7 +339,7 @@ def _doubts(found: Registered) -> list[Note]:
 
 
 @contextmanager
-def _step_bar(name: str, progress: bool, stopped: threading.Event) -> Iterator[Callable[[str, int], None]]:
+def _step_bar(name: str, progress: bool, stopped: threading.Event) -> Iterator[OnStep]:
     """A bar for each stage that disappears when it is done, and ends the work when it is stopped."""
     with tqdm(unit="step", leave=False, disable=not progress) as bar:
         stage = ""

@@ -8,7 +8,7 @@ is the flow of a stationary velocity, which folds only by what sampling it costs
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from monai_attention.registration.fields import compose, integrate, resize_ddf, warp
 from monai_attention.registration.local_correlation import LocalCorrelation
 from monai_attention.registration.losses import Diffusion
+from monai_attention.registration.progress import OnStep, untold
 
-OnStep = Callable[[int, float], None]
-"""Progress: called after each step with the number of steps in all, and the loss."""
+STAGE = "deformation"
+"""Its name to those who look at the progress."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def optimise(
     *,
     initial: Tensor | None = None,
     mask: Tensor | None = None,
-    on_step: OnStep = lambda total, loss: None,
+    on_step: OnStep = untold,
 ) -> Optimised:
     """Seek the field that takes the moving image to the fixed one.
 
@@ -111,7 +112,7 @@ def optimise(
             optimiser.step()
             schedule.step()
             losses[-1].append(float(loss.detach()))
-            on_step(total, losses[-1][-1])
+            on_step(STAGE, total)
         velocity = velocity.detach()
     with torch.no_grad():
         ddf = whole_ddf(velocity, size, settings.integration_steps, initial)

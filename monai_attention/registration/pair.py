@@ -13,6 +13,7 @@ from monai_attention.cohort.phases import Phases
 from monai_attention.registration.affine import Affine, register_affine
 from monai_attention.registration.fields import warp
 from monai_attention.registration.optimise import Settings, optimise, whole_ddf
+from monai_attention.registration.progress import OnStep, untold
 from monai_attention.registration.scan import Scan, affine_of_grid, coarser, normalised, part_of
 from monai_attention.registration.similarities import similarity, suited
 from monai_attention.registration.transformation import Transformation
@@ -22,9 +23,6 @@ MARGIN_MM = 12.0
 
 COARSEST_MM = 8.0
 """Voxels of the first level; with coarser ones self-similarity was seen to lead astray."""
-
-OnStep = Callable[[str, int], None]
-"""Progress: called after each step with the name of the stage and its steps in all."""
 
 Network = Callable[[Scan, Scan], Tensor]
 """From the moving and the fixed scan on one grid to a ddf there, (1, 3, *S)."""
@@ -78,9 +76,7 @@ class Registered:
     start: Tensor | None = None
 
 
-def register_pair(
-    fixed: Scan, moving: Scan, plan: Plan, phases: Phases, *, on_step: OnStep = lambda stage, total: None
-) -> Registered:
+def register_pair(fixed: Scan, moving: Scan, plan: Plan, phases: Phases, *, on_step: OnStep = untold) -> Registered:
     """Find the transformation of one pair.
 
     Args:
@@ -94,7 +90,7 @@ def register_pair(
         ValueError: a scan is constant, or there is no such similarity.
     """
     with phases.phase("affine"):
-        affine = register_affine(fixed, moving, on_step=lambda total: on_step("affine", total))
+        affine = register_affine(fixed, moving, on_step=on_step)
     still, moved, seen = _on_one_grid(normalised(fixed), normalised(moving), affine.matrix, plan.spacing)
     name = suited(moved.values, still.values, seen) if plan.similarity == "auto" else plan.similarity
     unlike = similarity(name)
@@ -126,7 +122,7 @@ def register_pair(
                 settings,
                 initial=ddf,
                 mask=seen,
-                on_step=lambda total, _: on_step("deformation", total),
+                on_step=on_step,
             )
         ddf, losses = found.ddf, found.losses
         if plan.network is None:

@@ -59,10 +59,10 @@ def test_what_the_mask_hides_does_not_matter():
 def test_it_stops_in_time_and_counts_its_steps():
     moving, fixed, _ = pair()
     seen = []
-    found = optimise(moving, fixed, settings(seconds=0.0), on_step=lambda total, loss: seen.append((total, loss)))
+    found = optimise(moving, fixed, settings(seconds=0.0), on_step=lambda stage, total: seen.append((stage, total)))
     assert found.stopped
     assert not found.ddf.any()
-    optimise(moving, fixed, settings(steps=(2, 3)), on_step=lambda total, loss: seen.append((total, loss)))
-    assert [total for total, _ in seen] == [5] * 5
+    optimise(moving, fixed, settings(steps=(2, 3)), on_step=lambda stage, total: seen.append((stage, total)))
+    assert seen == [("deformation", 5)] * 5
     with pytest.raises(ValueError, match="one shape"):
         optimise(moving, fixed[..., 1:], settings())
