@@ -12,7 +12,8 @@ from monai_attention.io.fields import read_affine, read_field, write_affine, wri
 from monai_attention.io.volume import ReadOptions
 from monai_attention.registration.fields import warp
 from monai_attention.registration.sampling import sample
-from monai_attention.registration.world import ddf_to_mm, mm_to_ddf, moving_voxels
+from monai_attention.registration.scan import Scan
+from monai_attention.registration.world import ddf_to_mm, mm_to_ddf
 from tests.io.make_volumes import nifti_bytes, oblique, ramp, write_nifti
 from tests.refusals import refusal
 
@@ -34,6 +35,12 @@ def world(affine, size):
     """World points of all voxels, shape (3, *size)."""
     grid = np.stack(np.meshgrid(*map(np.arange, size), indexing="ij"))
     return np.tensordot(affine[:3, :3], grid, 1) + affine[:3, 3][:, None, None, None]
+
+
+def moving_voxels(field, affine):
+    """Where a field in mm takes the voxels of the fixed grid, in voxels of another one."""
+    here, there = (Scan(torch.zeros(1, 1, *SIZE), torch.from_numpy(its)) for its in (AFFINE, affine))
+    return there.voxels(here.points() + field)
 
 
 def by_itk(path):
@@ -111,13 +118,13 @@ def test_row_58_itk_resamples_an_image_as_we_warp_it(transform, displacement, it
     theirs = itk.array_from_image(resampled).T
 
     field, values = torch.from_numpy(displacement)[None], torch.from_numpy(moving)[None]
-    places = moving_voxels(field, AFFINE, affine)
+    places = moving_voxels(field, affine)
     ends = torch.tensor(size).view(3, 1, 1, 1) - 1
     inside = ((places[0] >= 0) & (places[0] <= ends)).all(0).numpy()  # beyond, ITK has 0 at once, we after a voxel
     assert inside.mean() > 0.3
     ours = sample(values, places) if its_own_grid else warp(values, mm_to_ddf(field, AFFINE))
     np.testing.assert_allclose(ours[0, 0].numpy()[inside], theirs[inside], atol=0.02)
-    unmoved = sample(values, moving_voxels(0 * field, AFFINE, affine))[0, 0].numpy()
+    unmoved = sample(values, moving_voxels(0 * field, affine))[0, 0].numpy()
     assert np.abs(unmoved - theirs)[inside].max() > 20
 
 
@@ -128,7 +135,7 @@ def test_a_ddf_in_mm_is_the_way_between_the_world_points_of_its_voxels():
     np.testing.assert_allclose(there, np.tensordot(AFFINE[:3, :3], moved, 1) + AFFINE[:3, 3][:, None, None, None])
     torch.testing.assert_close(mm_to_ddf(ddf_to_mm(ddf, AFFINE), AFFINE), ddf)
     with torch.autocast("cpu", torch.bfloat16):
-        places = moving_voxels(ddf_to_mm(ddf.float(), AFFINE), AFFINE, AFFINE)[0]
+        places = moving_voxels(ddf_to_mm(ddf.float(), AFFINE), AFFINE)[0]
     np.testing.assert_allclose(places.numpy(), moved, atol=1e-4)
 
 
