@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from monai_attention import DEFAULT_BUNDLE, __version__, bundles
 from monai_attention.cohort import ledger
+from monai_attention.cohort.outcome import Outcome, outcome
 from monai_attention.cohort.run import Cohort, RunCase
 from monai_attention.io.cases import Case, find_cases
 from monai_attention.io.volume import ReadOptions
@@ -28,30 +29,16 @@ CASES_AT_A_TIME = 3
 
 
 @dataclass(frozen=True)
-class CaseResult:
-    """What became of one case.
+class CaseResult(Outcome):
+    """What became of one case; see `Outcome`.
+
+    Files by kind are `labels`, `classes`, `volumes`, `preview`, `dicom_seg`, `entropy`, `disagreement`.
 
     Args:
-        case_id: name of the case, and of its folder in the output folder.
-        verdict: `ok`, `flagged` (there is a result; look at it) or `refused`.
-        code: of the refusal or of the first flag, else "".
-        message: what was wrong, else "".
-        remedy: what to do about it, else "".
-        outputs: files by kind: `labels`, `classes`, `volumes`, `preview`, `dicom_seg`, `entropy`, `disagreement`.
         volumes_ml: class name -> mL.
-        seconds: by phase.
-        resumed: whether the result was there already.
     """
 
-    case_id: str
-    verdict: str
-    code: str = ""
-    message: str = ""
-    remedy: str = ""
-    outputs: Mapping[str, Path] = field(default_factory=dict)
     volumes_ml: Mapping[str, float] = field(default_factory=dict)
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    resumed: bool = False
 
 
 def segment(
@@ -165,16 +152,12 @@ def _fingerprint(case: Case, parameters: Mapping[str, Any]) -> str:
 
 
 def _result(record: Mapping[str, Any], output: Path, done_now: bool) -> CaseResult:
-    return CaseResult(
-        case_id=record["case_id"],
-        verdict=record["verdict"],
-        code=record.get("code", ""),
-        message=record.get("message", ""),
-        remedy=record.get("remedy", ""),
-        outputs={kind: output / record["case_id"] / name for kind, name in record.get("outputs", {}).items()},
+    return outcome(
+        CaseResult,
+        record,
+        output,
+        done_now,
         volumes_ml={name: volume["ml"] for name, volume in record.get("volumes", {}).items()},
-        seconds=record.get("seconds", {}),
-        resumed=not done_now,
     )
 
 

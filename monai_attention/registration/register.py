@@ -12,6 +12,7 @@ from typing import Any
 from monai_attention import __version__, bundles
 from monai_attention.bundles import LoadedRegistration
 from monai_attention.cohort import ledger
+from monai_attention.cohort.outcome import Outcome, outcome
 from monai_attention.cohort.run import Cohort, RunCase
 from monai_attention.io.volume import ReadOptions
 from monai_attention.io.write import check_writable
@@ -21,30 +22,14 @@ from monai_attention.report.page import write_report
 
 
 @dataclass(frozen=True)
-class PairResult:
-    """What became of one pair.
+class PairResult(Outcome):
+    """What became of one pair; see `Outcome`, whose files by kind are those of `registration.case.OUTPUTS`.
 
     Args:
-        case_id: name of the pair, and of its folder in the output folder.
-        verdict: `ok`, `flagged` (there is a result; look at it) or `refused`.
-        code: of the refusal or of the first flag, else "".
-        message: what was wrong, else "".
-        remedy: what to do about it, else "".
-        outputs: files by kind, see `monai_attention.registration.case.OUTPUTS`.
         figures: how good it is: similarity, folds, Dice, landmarks.
-        seconds: by phase.
-        resumed: whether the result was there already.
     """
 
-    case_id: str
-    verdict: str
-    code: str = ""
-    message: str = ""
-    remedy: str = ""
-    outputs: Mapping[str, Path] = field(default_factory=dict)
     figures: Mapping[str, Any] = field(default_factory=dict)
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    resumed: bool = False
 
 
 def register(
@@ -160,14 +145,4 @@ def _fingerprint(pair: Pair, parameters: Mapping[str, Any]) -> str:
 
 
 def _result(record: Mapping[str, Any], output: Path, done_now: bool) -> PairResult:
-    return PairResult(
-        case_id=record["case_id"],
-        verdict=record["verdict"],
-        code=record.get("code", ""),
-        message=record.get("message", ""),
-        remedy=record.get("remedy", ""),
-        outputs={kind: output / record["case_id"] / name for kind, name in record.get("outputs", {}).items()},
-        figures=record.get("figures", {}),
-        seconds=record.get("seconds", {}),
-        resumed=not done_now,
-    )
+    return outcome(PairResult, record, output, done_now, figures=record.get("figures", {}))
