@@ -1,4 +1,4 @@
-"""Dense displacement fields: pure functions on them, differentiable, one to three axes.
+"""Dense displacement fields: pure functions on them, differentiable (but for `invert`), one to three axes.
 
 A `ddf` is a displacement in voxels of the **fixed** grid, shape (B, n, *S), component i along array axis i, and pulls
 back: the warped image at x is the moving image at x + ddf(x). It stands for the transformation x -> x + ddf(x). All
@@ -78,13 +78,14 @@ def integrate(velocity: Tensor, steps: int = 7, *, padding: str = "border") -> T
     return ddf
 
 
+@torch.no_grad()
 def invert(
     ddf: Tensor, *, start: Tensor | None = None, iterations: int = 100, tolerance: float = 1e-3
 ) -> tuple[Tensor, Tensor]:
     """The field of the inverse transformation on the same grid, by fixed-point iteration.
 
     Chen et al., "A simple fixed-point approach to invert a deformation field", Medical Physics 35 (2008),
-    doi:10.1118/1.2816107. Where the field folds there are several ways back, of which this is
+    doi:10.1118/1.2816107. No gradients go through. Where the field folds there are several ways back, of which this is
     one: look at its Jacobian.
 
     Args:
@@ -97,26 +98,23 @@ def invert(
         The inverse, and its residual, shape (B, 1, *S): how many voxels a point is off after going there and back.
     """
     ddf = ddf.to(_dtype(ddf))
-    size = ddf.shape[2:]
-    parts = planes(size)
-    inverse = [-ddf[:, :, part] if start is None else start[:, :, part].to(ddf) for part in parts]
-    share = [torch.ones_like(one[:, :1]) for one in inverse]
-    before = [torch.full_like(one, float("inf")) for one in share]
+    inverse = -ddf if start is None else start.to(ddf).clone()
+    wrong = torch.empty_like(ddf)
+    share = torch.ones_like(ddf[:, :1])
+    before = torch.full_like(share, float("inf"))
     for left in range(iterations, -1, -1):
-        wrong = [  # 0 if there and back is where we were
-            back + sample(ddf, back + identity(size, like=ddf, part=part), padding="border")
-            for back, part in zip(inverse, parts, strict=True)
-        ]
-        off = [one.norm(dim=1, keepdim=True) for one in wrong]
-        if not left or max(float(one.max()) for one in off) <= tolerance:
+        for part in planes(ddf.shape[2:]):
+            back = inverse[:, :, part]
+            places = back + identity(ddf.shape[2:], like=ddf, part=part)
+            wrong[:, :, part] = back + sample(ddf, places, padding="border")  # 0 if there and back is where we were
+        off = wrong.norm(dim=1, keepdim=True)
+        if not left or float(off.max()) <= tolerance:
             break
-        for i in range(len(parts)):
-            # Where the field is steep, whole steps go round in circles.
-            share[i] = torch.where(off[i] > 0.9 * before[i], (share[i] / 2).clamp_min(0.05), share[i])
-            inverse[i] = inverse[i] - share[i] * wrong[i]
+        # Where the field is steep, whole steps go round in circles.
+        share = torch.where(off > 0.9 * before, (share / 2).clamp_min(0.05), share)
         before = off
-    del wrong, share, before  # as large as the field; what follows takes as much once more
-    return torch.cat(inverse, dim=2), torch.cat(off, dim=2)
+        inverse -= wrong.mul_(share)
+    return inverse, off
 
 
 def resize_ddf(ddf: Tensor, size: Sequence[int]) -> Tensor:
