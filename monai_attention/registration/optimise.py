@@ -1,8 +1,9 @@
 """Deformable registration of one pair by gradient descent, coarse to fine; no network is needed.
 
 A field is sought under which the warped image resembles the fixed one and that is smooth. In the diffeomorphic form it
-is the flow of a stationary velocity, which folds only by what sampling it costs, and its inverse is the flow back
-(Ashburner 2007, doi:10.1016/j.neuroimage.2007.07.007). Given a network's field, what is sought is a correction of it.
+is the flow of a stationary velocity, which folds only by what sampling it costs (and is smoothed where it does); its
+inverse is the flow back (Ashburner 2007, doi:10.1016/j.neuroimage.2007.07.007). Given a network's field, what is sought
+is a correction of it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from monai_attention.registration.fields import compose, integrate, resize_ddf, warp
+from monai_attention.registration.fields import compose, integrate, jacobian_determinant, resize_ddf, warp
 from monai_attention.registration.local_correlation import LocalCorrelation
 from monai_attention.registration.losses import Diffusion
 from monai_attention.registration.progress import OnStep, untold
@@ -115,6 +116,8 @@ def optimise(
             on_step(STAGE, total)
         velocity = velocity.detach()
     with torch.no_grad():
+        if settings.integration_steps:
+            velocity = unfolded(velocity, size, settings.integration_steps)
         ddf = whole_ddf(velocity, size, settings.integration_steps, initial)
     return Optimised(ddf, velocity, losses, stopped=sum(map(len, losses)) < total)
 
@@ -123,6 +126,31 @@ def whole_ddf(velocity: Tensor, size: Sequence[int], integration_steps: int, ini
     """The displacement that a velocity on a coarser grid stands for, after another one if there is one."""
     correction = resize_ddf(integrate(velocity, integration_steps) if integration_steps else velocity, size)
     return correction if initial is None else compose(initial, correction)
+
+
+def unfolded(velocity: Tensor, size: Sequence[int], integration_steps: int, *, rounds: int = 20) -> Tensor:
+    """A velocity whose flow folds nowhere, if so many rounds of smoothing around the folds are enough.
+
+    A flow does not fold, but sampling and interpolating it may; it is looked at on a grid twice as fine as it is used.
+
+    Args:
+        velocity: shape (1, n, *T).
+        size: of the grid that the flow is used on.
+        integration_steps: of the flow.
+        rounds: at most so many.
+    """
+    pool = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}[len(size)]
+    for _ in range(rounds):
+        flow = resize_ddf(whole_ddf(velocity, size, integration_steps), [2 * n for n in size])
+        folds = jacobian_determinant(flow) <= 0
+        if not folds.any():
+            break
+        near = (_smaller(folds.float(), velocity.shape[2:]) > 0).float()
+        near = (pool(near, 5, 1, 2) > 0).float()  # what moved there came from a little further away
+        share = pool(near, 3, 1, 1)
+        smoother = pool(velocity, 3, 1, 1, count_include_pad=False)
+        velocity = velocity + share * (smoother - velocity)
+    return velocity
 
 
 class _Level:

@@ -49,7 +49,7 @@ class Plan:
     seconds: float | None = None
 
 
-WEIGHTS = {"lncc": 0.5, "mi": 2.0, "mind": 0.2}
+WEIGHTS = {"lncc": 1.0, "mi": 2.0, "mind": 0.2}
 """Of smoothness, by similarity."""
 
 

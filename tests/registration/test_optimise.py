@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from monai_attention.registration.fields import integrate, jacobian_determinant, warp
+from monai_attention.registration.fields import integrate, jacobian_determinant, resize_ddf, warp
 from monai_attention.registration.local_correlation import LocalCorrelation
-from monai_attention.registration.optimise import Settings, optimise
+from monai_attention.registration.optimise import Settings, optimise, unfolded, whole_ddf
 from tests.registration.test_fields import smooth
 
 SIZE = (20, 24, 22)
@@ -34,6 +34,23 @@ def test_the_warped_image_comes_to_look_like_the_fixed_one(integration_steps):
     assert jacobian_determinant(found.ddf).min() > 0
     assert [len(level) for level in found.losses] == [30, 30]
     assert not found.stopped
+
+
+@pytest.mark.parametrize("size", [(20, 24), SIZE])
+def test_a_velocity_is_smoothed_where_its_flow_folds_and_nowhere_else(size):
+    velocity = torch.zeros(1, len(size), *size)
+    steep = (0, slice(None), *(slice(8, 13) for _ in size))
+    velocity[steep] = 3 * torch.randn(velocity[steep].shape, generator=torch.Generator().manual_seed(0))
+    fine = [2 * n for n in size]
+
+    def lowest(v):
+        return float(jacobian_determinant(resize_ddf(whole_ddf(v, size, 6), fine)).min())
+
+    found = unfolded(velocity, size, 6)
+    assert lowest(velocity) <= 0 < lowest(found)
+    assert torch.equal(found[..., :2], velocity[..., :2])
+    assert found.norm() > 0.2 * velocity.norm()
+    assert torch.equal(unfolded(found, size, 6), found)
 
 
 def test_it_corrects_a_field_that_is_nearly_right():
