@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -70,7 +70,7 @@ def predict(
         Refusal: `E-MEMORY`, `E-RESULT`, `E-BUNDLE-CONFIG`.
     """
     with phases.phase("prepare"):
-        image, affine = prepare(volume, bundle)
+        image, affine = prepare(volume, bundle.preprocessing)
     job = _Job(volume, bundle, image, affine, uncertainty, max_memory)
     on_window = on_window or (lambda done, total: None)
     if type(bundle.inferer) in STREAMED:
@@ -184,7 +184,7 @@ def _moved(image: Tensor, device: torch.device) -> Tensor:
         return image
 
 
-def prepare(volume: Volume, bundle: LoadedBundle) -> tuple[Tensor, np.ndarray]:
+def prepare(volume: Volume, preprocessing: Callable[[dict[str, Any]], Mapping[str, Any]]) -> tuple[Tensor, np.ndarray]:
     """What the network sees, shape (C, *S), and where it lies.
 
     A sheared volume (gantry tilt) is first resampled to perpendicular axes: the network has never seen a sheared head.
@@ -192,7 +192,7 @@ def prepare(volume: Volume, bundle: LoadedBundle) -> tuple[Tensor, np.ndarray]:
     if is_sheared(volume.affine):
         array, affine = on_orthogonal_grid(volume.array, volume.affine)
         volume = replace(volume, array=array, affine=affine)
-    prepared = bundle.preprocessing({"image": volume.as_metatensor()})["image"]
+    prepared = preprocessing({"image": volume.as_metatensor()})["image"]
     return prepared.as_tensor().float(), prepared.affine.double().numpy()
 
 

@@ -1,0 +1,122 @@
+"""What a training does besides learning: stop before it is spoilt, repeat itself after a kill, keep a table."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+
+from monai_attention.errors import Refusal
+from monai_attention.io.write import write_text
+
+
+def loss_of(engine: Engine) -> float:
+    """The loss of an iteration of MONAI's trainer, whose output is a list of an item a sample."""
+    output: Any = engine.state.output
+    return float((output[0] if isinstance(output, Sequence) else output)["loss"])
+
+
+class StopOnNonFinite:
+    """Stops a training whose loss is NaN or infinite, before a checkpoint is written, and names the cases.
+
+    Args:
+        checkpoints: folder of the last good state, for the message.
+    """
+
+    def __init__(self, checkpoints: str | Path) -> None:
+        self.checkpoints = Path(checkpoints)
+
+    def attach(self, engine: Engine) -> None:
+        """Look at each iteration of `engine`, whose batches have a `case` and whose output a `loss`."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Look at the loss.
+
+        Raises:
+            Refusal: E-LOSS.
+        """
+        loss = loss_of(engine)
+        if not math.isfinite(loss):
+            batch: Any = engine.state.batch
+            cases = ", ".join(dict.fromkeys(batch["case"]))
+            message = f"the loss is {loss} at iteration {engine.state.iteration}, on {cases}"
+            remedy = "look at these cases; then go on with --resume, or start again with a lower learning rate"
+            raise Refusal("E-LOSS", message, path=self.checkpoints, remedy=remedy)
+
+
+class Reseed:
+    """Seeds torch anew at every epoch, so that a training that was killed draws what it would have drawn.
+
+    Args:
+        seed: of the training.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+
+    def attach(self, engine: Engine) -> None:
+        """Do so for `engine`."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Seed by the number of the epoch."""
+        torch.manual_seed(self.seed * 1_000_003 + engine.state.epoch)
+
+
+class EpochTable:
+    """Writes a CSV with a row an epoch: mean loss, learning rate, seconds, and what validation last measured.
+
+    A training that is resumed goes on with the table; rows of epochs that are done again are dropped.
+
+    Args:
+        path: of the table.
+        metrics: what validation measured, by name; asked at the end of every epoch.
+        rate: the learning rate, asked as well.
+    """
+
+    def __init__(self, path: str | Path, metrics: Callable[[], dict[str, float]], rate: Callable[[], float]) -> None:
+        self.path = Path(path)
+        self.metrics = metrics
+        self.rate = rate
+        self.rows: list[dict[str, Any]] = []
+        self.losses: list[float] = []
+        self.began = 0.0
+
+    def attach(self, engine: Engine) -> None:
+        """Follow `engine`; attach it after the handler that validates."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.EPOCH_STARTED, self._begin)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._listen)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._write)
+
+    def _start(self, engine: Engine) -> None:
+        if self.path.is_file():
+            with self.path.open(newline="", encoding="utf-8") as file:
+                self.rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= engine.state.epoch]
+
+    def _begin(self, _: Engine) -> None:
+        self.losses, self.began = [], time.monotonic()
+
+    def _listen(self, engine: Engine) -> None:
+        self.losses.append(loss_of(engine))
+
+    def _write(self, engine: Engine) -> None:
+        row: dict[str, Any] = {"epoch": engine.state.epoch, "loss": f"{sum(self.losses) / len(self.losses):.5f}"}
+        row |= {"learning_rate": f"{self.rate():.3g}", "seconds": f"{time.monotonic() - self.began:.1f}"}
+        self.rows.append(row | {name: f"{value:.4f}" for name, value in self.metrics().items()})
+        text = io.StringIO()
+        table = csv.DictWriter(
+            text, list(dict.fromkeys(name for row in self.rows for name in row)), lineterminator="\n"
+        )
+        table.writeheader()
+        table.writerows(self.rows)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(self.path, text.getvalue())

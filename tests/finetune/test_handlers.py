@@ -1,0 +1,72 @@
+import csv
+import math
+
+import pytest
+import torch
+from ignite.engine import Engine
+
+from monai_attention import Refusal
+from monai_attention.finetune.handlers import EpochTable, Reseed, StopOnNonFinite
+
+
+def engine(losses):
+    """Gives these losses, one an iteration, as MONAI's trainer does."""
+    given = iter(losses)
+    return Engine(lambda _, batch: [{"loss": next(given)}])
+
+
+BATCH = {"case": ["a", "b", "a"]}
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_row_55_a_loss_that_is_no_number_stops_the_training_and_names_the_cases(tmp_path, bad):
+    running = engine([0.5, bad, 0.1])
+    StopOnNonFinite(tmp_path).attach(running)
+    with pytest.raises(Refusal) as caught:
+        running.run([BATCH] * 3, max_epochs=1)
+    assert caught.value.code == "E-LOSS"
+    assert caught.value.path == tmp_path
+    assert "a, b" in caught.value.message
+    assert running.state.iteration == 2
+
+
+def test_an_epoch_draws_the_same_whether_or_not_others_came_before():
+    drawn = {}
+
+    def run(first):
+        running = Engine(lambda one, _: drawn.setdefault((first, one.state.epoch), float(torch.rand(()))))
+        Reseed(3).attach(running)
+        running.state.epoch = first
+        running.run([0], max_epochs=3, epoch_length=1) if first == 0 else None
+        if first:
+            running.load_state_dict({"epoch": first, "max_epochs": 3, "epoch_length": 1})
+            running.run([0])
+
+    run(0)
+    torch.rand(5)
+    run(1)
+    assert drawn[0, 3] == drawn[1, 3]
+    assert drawn[0, 2] != drawn[0, 3]
+
+
+def test_the_table_goes_on_after_a_training_was_resumed(tmp_path):
+    path, scores = tmp_path / "run/epochs.csv", [{}]
+
+    def run(losses, state=None):
+        running = engine(losses)
+        EpochTable(path, lambda: scores[0], lambda: 0.01).attach(running)
+        if state:
+            running.load_state_dict(state)
+        running.run([BATCH] * 2, max_epochs=None if state else 3, epoch_length=None if state else 2)
+
+    run([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    scores[0] = {"dice": 0.5}
+    run([7.0, 8.0], {"epoch": 2, "max_epochs": 3, "epoch_length": 2})
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["epoch"], float(row["loss"]), row["dice"]) for row in rows] == [
+        ("1", 1.5, ""),
+        ("2", 3.5, ""),
+        ("3", 7.5, "0.5000"),
+    ]
+    assert {row["learning_rate"] for row in rows} == {"0.01"}
