@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -12,9 +13,10 @@ from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
+from torch import nn
 
 from monai_attention.errors import Refusal
-from monai_attention.io.write import write_text
+from monai_attention.io.write import replacing, write_json, write_text
 
 
 def loss_of(engine: Engine) -> float:
@@ -71,6 +73,38 @@ class Reseed:
         torch.manual_seed(self.seed * 1_000_003 + engine.state.epoch)
 
 
+class KeepBest:
+    """Keeps the weights that validation liked best, across kills too: their score and epoch are in a JSON beside them.
+
+    Args:
+        path: of the weights, a plain state dict.
+        network: whose they are.
+        metric: which of the validation's is compared, higher is better; NaN is worse than any.
+    """
+
+    def __init__(self, path: str | Path, network: nn.Module, metric: str) -> None:
+        self.path = Path(path)
+        self.network = network
+        self.metric = metric
+
+    def attach(self, engine: Engine) -> None:
+        """Look at every validation of `engine`."""
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Save the weights if nothing was better."""
+        score = float(engine.state.metrics[self.metric])
+        score = score if math.isfinite(score) else -1.0
+        note = self.path.with_suffix(".json")
+        best = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else None
+        if best is not None and best["score"] >= score and best["epoch"] < engine.state.epoch:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(self.path) as temporary:
+            torch.save(self.network.state_dict(), temporary)
+        write_json(note, {"score": score, "epoch": engine.state.epoch})
+
+
 class EpochTable:
     """Writes a CSV with a row an epoch: mean loss, learning rate, seconds, and what validation last measured.
 
@@ -92,17 +126,14 @@ class EpochTable:
 
     def attach(self, engine: Engine) -> None:
         """Follow `engine`; attach it after the handler that validates."""
-        engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.EPOCH_STARTED, self._begin)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._listen)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._write)
 
-    def _start(self, engine: Engine) -> None:
-        if self.path.is_file():
+    def _begin(self, engine: Engine) -> None:
+        if not self.rows and self.path.is_file():  # resumed; the epoch is known only now
             with self.path.open(newline="", encoding="utf-8") as file:
-                self.rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= engine.state.epoch]
-
-    def _begin(self, _: Engine) -> None:
+                self.rows = [row for row in csv.DictReader(file) if int(row["epoch"]) < engine.state.epoch]
         self.losses, self.began = [], time.monotonic()
 
     def _listen(self, engine: Engine) -> None:

@@ -1,0 +1,155 @@
+"""What a training will do, decided by a few written rules from what was found in the data; all of it can be edited.
+
+The rules:
+
+- **Spacing, windows, preprocessing** are the source bundle's: its weights were learned with them.
+- **Batch**: 2 crops; 1 where what the network saves for the backward pass (measured, not guessed) would take more than
+  a third of the memory that is free.
+- **Epoch**: 50 steps on the CPU, 100 on a GPU; validation every fifth of the training, and at least every 10 epochs.
+- **Length**: as told (`epochs` or `seconds`, by the time that steps were measured to take); else 40 epochs, and 20 for
+  the head alone.
+- **Rates**: 1e-3 for the head and LoRA, 3e-4 for the whole network, falling by a quarter from layer to layer towards
+  the input; a cosine after a warm-up of one epoch at most.
+- **Mirroring** left and right only where no class has a side.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+METHODS = ("full", "lora", "head")
+RATES = {"full": 3e-4, "lora": 1e-3, "head": 1e-3}
+EPOCHS = {"full": 40, "lora": 40, "head": 20}
+SIDED = re.compile(r"\b(left|right|l|r|lh|rh|links|rechts)\b|(?:^|[_-])(l|r)(?:$|[_-])", re.IGNORECASE)
+"""In the name of a class: it has a side."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `train.json` of the new bundle will say.
+
+    Args:
+        method: one of `METHODS`.
+        roi_size: voxels of a crop.
+        batch_size: crops a step.
+        epoch_length: steps an epoch.
+        max_epochs: of the training.
+        val_interval: epochs from one validation to the next.
+        learning_rate: of the last layer.
+        mirror: whether crops are mirrored along x.
+    """
+
+    method: str
+    roi_size: tuple[int, ...]
+    batch_size: int
+    epoch_length: int
+    max_epochs: int
+    val_interval: int
+    learning_rate: float
+    mirror: bool
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Of a training step with one crop.
+
+    Args:
+        seconds: it takes; of a batch, as many times as there are crops.
+        saved_bytes: kept for the backward pass.
+        free_bytes: of the device.
+    """
+
+    seconds: float
+    saved_bytes: int
+    free_bytes: int
+
+
+def planned(
+    method: str,
+    roi_size: Sequence[int],
+    classes: Iterable[str],
+    costs: Costs,
+    device: torch.device,
+    *,
+    epochs: int | None = None,
+    seconds: float | None = None,
+) -> Plan:
+    """Decide, by the rules above.
+
+    Args:
+        method: one of `METHODS`.
+        roi_size: of the source bundle's windows.
+        classes: names.
+        costs: see `measured`.
+        device: to train on.
+        epochs: as the user wants; None: by `seconds`, or the rule.
+        seconds: the training may take, validation (a fifth is kept for it) included.
+
+    Raises:
+        ValueError: an unknown method, no epochs or no time.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {METHODS}; got {method!r}")
+    if (epochs is not None and epochs < 1) or (seconds is not None and seconds <= 0):
+        raise ValueError(f"expected at least one epoch, or some time; got {epochs} epochs, {seconds} s")
+    batch_size = 2 if 2 * costs.saved_bytes < costs.free_bytes / 3 else 1
+    epoch_length = 50 if device.type == "cpu" else 100
+    if epochs is None and seconds is not None:
+        steps = 0.8 * seconds / (costs.seconds * batch_size)
+        epoch_length = max(1, min(epoch_length, int(steps)))
+        epochs = max(1, int(steps / epoch_length))
+    epochs = epochs or EPOCHS[method]
+    return Plan(
+        method,
+        tuple(roi_size),
+        batch_size,
+        epoch_length,
+        epochs,
+        max(1, min(10, math.ceil(epochs / 5))),
+        RATES[method],
+        mirror=not any(SIDED.search(name) for name in classes),
+    )
+
+
+def measured(network: nn.Module, channels: int, roi_size: Sequence[int], device: torch.device) -> Costs:
+    """What a training step with one crop costs: the second of two, noise in, the square of the output as loss."""
+    network = network.to(device).train()
+    image = torch.rand(1, channels, *roi_size, device=device)
+    counted: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        counted[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    own = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+    for _ in range(2):
+        counted.clear()
+        start = time.perf_counter()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            output = network(image)
+        logits = output if isinstance(output, Tensor) else output[0]
+        logits.square().mean().backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds = time.perf_counter() - start
+    network.zero_grad(set_to_none=True)
+    saved = sum(size for place, size in counted.items() if place not in own)
+    return Costs(seconds, saved, free_bytes(device))
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that a device has to spare; of a computer that does not tell, 4 GB."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    names = getattr(os, "sysconf_names", {})
+    if "SC_AVPHYS_PAGES" not in names:
+        return 4 * 10**9
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

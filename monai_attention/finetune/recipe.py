@@ -1,0 +1,259 @@
+"""The configurations of a fine-tuned bundle: the source's, with what is new put in. Plain MONAI runs them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from monai_attention.bundle_config import Config
+from monai_attention.finetune.plan import Plan
+
+RANK = 8
+"""Of LoRA's adapters."""
+
+
+def inference_config(source: Config, *, channels: int, classes: int) -> dict[str, Any]:
+    """`inference.json`: the source's for other channels and classes.
+
+    Args:
+        source: `inference.json` as it is in the bundle's folder.
+        channels: of the image.
+        classes: with background.
+    """
+    tree = copy.deepcopy(source.tree)
+    tree["network_def"] |= {"in_channels": channels, "out_channels": classes}
+    return tree
+
+
+def train_config(inference: Mapping[str, Any], plan: Plan, *, heads: Sequence[str]) -> dict[str, Any]:
+    """`train.json`: trains on the crops of `data/`, in the bundle's own folder, and goes on where it was stopped.
+
+    Args:
+        inference: `inference.json` of the new bundle.
+        plan: its values stand at the top.
+        heads: parameters of the network's head, which are always trained.
+    """
+    window = {key: value for key, value in inference["inferer"].items() if key != "progress"}
+    scripts = "monai_attention.finetune"
+    own = ["roi_size", "batch_size", "epoch_length", "max_epochs", "val_interval", "learning_rate"]
+    adapted = {
+        "full": "@loaded",
+        "head": "$train_only(@loaded, @heads) or @loaded",
+        "lora": f"$add_lora(@loaded, rank={RANK}, train=@heads) and @loaded",
+    }
+    flips = (
+        [{"_target_": "RandFlipd", "keys": ["image", "label"], "prob": 0.5, "spatial_axis": 0}] if plan.mirror else []
+    )
+    return {
+        "imports": [
+            "$import json",
+            "$import glob",
+            "$import os",
+            "$from monai_attention.checkpoints import load_weights",
+            f"$from {scripts}.lora import add_lora",
+            f"$from {scripts}.rates import parameter_groups",
+            f"$from {scripts}.rates import train_only",
+            f"$from {scripts}.release import release",
+        ],
+        "bundle_root": ".",
+        "data_dir": "$@bundle_root + '/data'",
+        "fold": 0,
+        "output_dir": "$@bundle_root + '/runs/fold_' + str(@fold)",
+        "device": "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')",
+        "seed": 0,
+        "num_workers": 1,
+        "amp": True,
+        **{name: _plain(getattr(plan, name)) for name in own},
+        "rate_decay": 0.75,
+        "heads": list(heads),
+        "cases": "$json.load(open(@data_dir + '/cases.json'))",
+        **{key: value for key, value in inference.items() if key in _needed(inference)},
+        "network": "$@network_def.to(@device)",
+        "loaded": "$load_weights(@network, @bundle_root + '/models/initial.pt') and @network",
+        "adapted": adapted[plan.method],
+        "autocast": "$torch.autocast(@device.type, torch.bfloat16, enabled=@amp)",
+        "loss": {"_target_": f"{scripts}.loss.PartialDiceCE"},
+        "optimizer": {
+            "_target_": "torch.optim.AdamW",
+            "params": "$parameter_groups(@adapted, @learning_rate, decay=@rate_decay)",
+            "lr": "@learning_rate",
+        },
+        "lr_schedule": {
+            "_target_": "monai.optimizers.WarmupCosineSchedule",
+            "optimizer": "@optimizer",
+            "warmup_steps": "$min(@epoch_length, @max_epochs * @epoch_length // 10)",
+            "warmup_multiplier": 0.1,
+            "t_total": "$@max_epochs * @epoch_length",
+        },
+        "ema": {"_target_": "ignite.handlers.EMAHandler", "model": "@adapted", "momentum": 0.01},
+        "augment": {
+            "_target_": "Compose",
+            "transforms": [
+                *flips,
+                {
+                    "_target_": "RandAffined",
+                    "keys": ["image", "label"],
+                    "prob": 0.5,
+                    "rotate_range": [0.26, 0.26, 0.26],
+                    "scale_range": [0.15, 0.15, 0.15],
+                    "mode": ["bilinear", "nearest"],
+                    "padding_mode": "border",
+                },
+                {"_target_": "RandGaussianNoised", "keys": "image", "prob": 0.3, "std": 0.05},
+                {"_target_": "RandGaussianSmoothd", "keys": "image", "prob": 0.2},
+                {"_target_": "RandScaleIntensityd", "keys": "image", "factors": 0.2, "prob": 0.5},
+                {"_target_": "RandShiftIntensityd", "keys": "image", "offsets": 0.1, "prob": 0.5},
+            ],
+        },
+        "checkpoints": "$sorted(glob.glob(@output_dir + '/checkpoint_epoch=*.pt'), key=os.path.getmtime)",
+        "train": {
+            "cases": {
+                "_target_": f"{scripts}.crops.PreparedCases",
+                "folder": "@data_dir",
+                "cases": "$[case for case in @cases if case['fold'] != @fold]",
+            },
+            "dataset": {
+                "_target_": f"{scripts}.crops.PreparedCrops",
+                "cases": "@train#cases",
+                "roi_size": "@roi_size",
+                "transform": "@augment",
+                "length": "$@max_epochs * @epoch_length * @batch_size",
+                "seed": "@seed",
+            },
+            "dataloader": {
+                "_target_": "torch.utils.data.DataLoader",
+                "dataset": "@train#dataset",
+                "batch_size": "@batch_size",
+                "num_workers": "@num_workers",
+            },
+            "inferer": "$lambda images, network: @autocast(network)(images)",
+            "handlers": [
+                {"_target_": f"{scripts}.handlers.StopOnNonFinite", "checkpoints": "@output_dir"},
+                {
+                    "_target_": "LrScheduleHandler",
+                    "lr_scheduler": "@lr_schedule",
+                    "epoch_level": False,
+                    "print_lr": False,
+                },
+                {
+                    "_target_": "ValidationHandler",
+                    "validator": "@validate#evaluator",
+                    "epoch_level": True,
+                    "interval": "@val_interval",
+                },
+                {
+                    "_target_": f"{scripts}.handlers.EpochTable",
+                    "path": "$@output_dir + '/epochs.csv'",
+                    "metrics": "$lambda: dict(@validate#evaluator.state.metrics)",
+                    "rate": "$lambda: @optimizer.param_groups[0]['lr']",
+                },
+            ],
+            "trainer": {
+                "_target_": "SupervisedTrainer",
+                "max_epochs": "@max_epochs",
+                "epoch_length": "@epoch_length",
+                "device": "@device",
+                "train_data_loader": "@train#dataloader",
+                "network": "@adapted",
+                "loss_function": "@loss",
+                "optimizer": "@optimizer",
+                "inferer": "@train#inferer",
+                "train_handlers": "@train#handlers",
+            },
+        },
+        "state": {
+            "trainer": "@train#trainer",
+            "model": "@adapted",
+            "ema": "$@ema.ema_model",
+            "optimizer": "@optimizer",
+            "lr_schedule": "@lr_schedule",
+        },
+        "save": {
+            "_target_": "CheckpointSaver",
+            "save_dir": "@output_dir",
+            "save_dict": "@state",
+            "save_interval": 1,
+            "n_saved": 2,
+        },
+        "resume": {
+            "_target_": "CheckpointLoader",
+            "_disabled_": "$not @checkpoints",
+            "load_path": "$@checkpoints[-1] if @checkpoints else ''",
+            "load_dict": "@state",
+            "map_location": "@device",
+        },
+        "continue": {
+            "_target_": "monai_attention.synthesis.dataset.ContinueFrom",
+            "dataset": "@train#dataset",
+            "batch_size": "@batch_size",
+        },
+        "reseed": {"_target_": f"{scripts}.handlers.Reseed", "seed": "@seed"},
+        "validate": {
+            "dataset": {
+                "_target_": f"{scripts}.crops.PreparedCases",
+                "folder": "@data_dir",
+                "cases": "$[case for case in @cases if case['fold'] == @fold]",
+            },
+            "dataloader": {"_target_": "torch.utils.data.DataLoader", "dataset": "@validate#dataset", "batch_size": 1},
+            "inferer": window,
+            "postprocessing": {
+                "_target_": "Compose",
+                "transforms": [
+                    {
+                        "_target_": "AsDiscreted",
+                        "keys": "pred",
+                        "argmax": True,
+                        "to_onehot": inference["network_def"]["out_channels"],
+                    },
+                    {"_target_": "AsDiscreted", "keys": "label", "to_onehot": inference["network_def"]["out_channels"]},
+                ],
+            },
+            "handlers": [
+                {
+                    "_target_": f"{scripts}.handlers.KeepBest",
+                    "path": "$@output_dir + '/best.pt'",
+                    "network": "$@ema.ema_model",
+                    "metric": "val_mean_dice",
+                }
+            ],
+            "key_metric": {
+                "val_mean_dice": {
+                    "_target_": "MeanDice",
+                    "include_background": False,
+                    "output_transform": "$monai.handlers.from_engine(['pred', 'label'])",
+                }
+            },
+            "evaluator": {
+                "_target_": "SupervisedEvaluator",
+                "device": "@device",
+                "val_data_loader": "@validate#dataloader",
+                "network": "$@ema.ema_model",
+                "inferer": "@validate#inferer",
+                "postprocessing": "@validate#postprocessing",
+                "key_val_metric": "@validate#key_metric",
+                "val_handlers": "@validate#handlers",
+            },
+        },
+        "release": ["$release(@output_dir + '/best.pt', @adapted, @bundle_root)"],
+        "initialize": ["$monai.utils.set_determinism(@seed)"],
+        "run": [
+            "$@save.attach(@train#trainer)",
+            "$@resume.attach(@train#trainer) if @checkpoints else None",
+            "$@continue.attach(@train#trainer)",
+            "$@reseed.attach(@train#trainer)",
+            "$@ema.attach(@train#trainer)",
+            "$@train#trainer.run()",
+        ],
+    }
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _needed(inference: Mapping[str, Any]) -> set[str]:
+    """Entries that the network and the inferer are made of."""
+    from monai_attention.bundle_config import reachable
+
+    return {id.partition("::")[0] for id in reachable(dict(inference), ("network_def", "inferer"))} - {"inferer"}

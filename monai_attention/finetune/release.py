@@ -1,0 +1,34 @@
+"""From a training's best checkpoint to the weights of its bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from monai_attention.checkpoints import read_state_dict, release_weights
+from monai_attention.finetune.lora import merge_lora
+from monai_attention.io.write import replacing
+
+
+def release(checkpoint: str | Path, network: nn.Module, bundle: str | Path) -> str:
+    """Put the best weights into a bundle, adapters merged: `models/model.pt`, see `checkpoints.release_weights`.
+
+    Args:
+        checkpoint: state dict of the network as it was trained.
+        network: as it was trained, with adapters if it had some; they are merged in it.
+        bundle: folder of the bundle.
+
+    Returns:
+        The hash of the file, hexadecimal.
+
+    Raises:
+        Refusal: the checkpoint is not there, or cannot be read.
+    """
+    network.load_state_dict(read_state_dict(checkpoint))
+    merge_lora(network)
+    merged = Path(checkpoint).with_name("merged.pt")
+    with replacing(merged) as temporary:
+        torch.save({name: tensor.cpu() for name, tensor in network.state_dict().items()}, temporary)
+    return release_weights(merged, bundle)

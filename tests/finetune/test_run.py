@@ -1,0 +1,117 @@
+"""From labelled cases to a bundle, on tiny volumes: what is bright is `a`, what is brighter is `b`."""
+
+import csv
+import json
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from monai_attention import bundles, segment
+from monai_attention.finetune.run import STORY, finetune
+from tests.finetune.make_dataset import put
+from tests.make_flexunetr_bundle import INFERENCE, make_bundle
+from tests.refusals import refusal
+
+SIZE = (24, 26, 22)
+SOURCE = INFERENCE | {"inferer": INFERENCE["inferer"] | {"sw_batch_size": 4}}
+
+
+def volume(seed):
+    """An image and its labels: a box of 1 and a smaller one of 2, somewhere."""
+    random = np.random.default_rng(seed)
+    labels = np.zeros(SIZE, np.uint8)
+    x, y, z = (int(random.integers(2, n - 14)) for n in SIZE)
+    labels[x : x + 11, y : y + 11, z : z + 11] = 1
+    labels[x + 3 : x + 9, y + 3 : y + 9, z + 3 : z + 9] = 2
+    image = 100 * labels + 10 * random.standard_normal(SIZE)
+    return image.astype(np.float32), labels
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cohort")
+    for k in range(5):
+        image, labels = volume(k)
+        affine = np.diag([2.0, 2.0, 2.0, 1.0])
+        put(folder / f"images/case{k}.nii.gz", image, affine)
+        put(folder / f"labels/case{k}.nii.gz", labels, affine)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return make_bundle(tmp_path_factory.mktemp("source") / "source", SOURCE)
+
+
+@pytest.fixture(scope="module")
+def tuned(data, source, tmp_path_factory):
+    return finetune(data, tmp_path_factory.mktemp("out") / "boxes_mri_tuned", source=source, epochs=3, device="cpu")
+
+
+def test_the_result_is_a_bundle_that_segments(tuned, data, tmp_path):
+    info = bundles.info(tuned.bundle)
+    assert info.classes == {0: "background", 1: "class_1", 2: "class_2"}
+    assert info.trained
+    (result,) = segment(data / "images/case0.nii.gz", tmp_path / "out", bundle=tuned.bundle, device="cpu")
+    assert result.verdict != "refused"
+
+
+def test_it_learns(tuned):
+    with (tuned.bundle / "runs/fold_0/epochs.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 3
+    assert float(rows[-1]["loss"]) < float(rows[0]["loss"]) - 0.1
+    assert tuned.score > 0.2  # 150 steps from nothing
+
+
+def test_row_50_a_training_that_is_killed_goes_on_to_the_same_curve(tuned, data, source, tmp_path):
+    code = "import sys; from monai_attention.finetune.run import finetune as run; a, b, c = sys.argv[1:]; "
+    code += "run(a, b, source=c, epochs=3, device='cpu')"
+    folder = tmp_path / "boxes_mri_tuned"
+    running = subprocess.Popen([sys.executable, "-W", "ignore", "-c", code, str(data), str(folder), str(source)])
+    table = folder / "runs/fold_0/epochs.csv"
+    while not table.is_file() and running.poll() is None:
+        time.sleep(0.2)
+    time.sleep(1.0)  # into the second epoch
+    running.kill()
+    running.wait()
+    assert not (folder / "models/model.pt").exists()
+    found = finetune(data, folder, resume=True, device="cpu")
+    one, other = (list(csv.DictReader((made / "runs/fold_0/epochs.csv").open())) for made in (tuned.bundle, folder))
+    assert [row["loss"] for row in one] == [row["loss"] for row in other]
+    assert found.score == tuned.score
+    one, other = (torch.load(made / "models/model.pt", weights_only=True) for made in (tuned.bundle, folder))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_bundle_says_what_was_done(tuned):
+    card = (tuned.bundle / "docs/README.md").read_text()
+    assert f"{tuned.score:.3f}" in card
+    assert "head" in card
+    story = json.loads((tuned.bundle / STORY).read_text())
+    assert story["cases"] == 5
+    assert sorted(story["folds"].values()) == [0, 1, 2, 3, 4]
+    assert any("initialised afresh" in line for line in story["weights"])  # class_1 is no class of the source's
+    assert (tuned.bundle / "preflight.html").is_file()
+
+
+def test_nothing_is_overwritten_and_nothing_resumed_by_mistake(tuned, data, source, tmp_path):
+    assert refusal(finetune, data, tuned.bundle, source=source).code == "E-OUTPUT-EXISTS"
+    assert refusal(finetune, data, tmp_path / "no", source=source, resume=True).code == "E-NOTHING-TO-RESUME"
+
+
+@pytest.mark.parametrize("method", ["head", "lora"])
+def test_other_methods_train_what_they_say(data, source, tmp_path, method):
+    made = finetune(data, tmp_path / "new", source=source, method=method, epochs=1, device="cpu")
+    before = torch.load(made.bundle / "models/initial.pt", weights_only=True)
+    after = torch.load(made.bundle / "models/model.pt", weights_only=True)
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name].half(), after[name].half())}
+    heads = set(json.loads((made.bundle / "configs/train.json").read_text())["heads"])
+    assert heads & changed
+    others = changed - heads
+    assert (not others) if method == "head" else (others and all("attn" in name or "mix" in name for name in others))
