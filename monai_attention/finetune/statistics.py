@@ -87,23 +87,24 @@ def measure(image: Volume, labels: np.ndarray, counts: np.ndarray) -> CaseStatis
         foreground=tuple(_intensities(channel[labelled]) for channel in image.array) if present else (),
         voxels={value: int(counts[value]) for value in present},
         ml={value: round(int(counts[value]) * ml_per_voxel, 4) for value in present},
-        box=_box(labelled) if present else None,
+        box=bounding_box(labelled) if present else None,
         digest=_digest(image.array),
     )
+
+
+def bounding_box(labelled: np.ndarray) -> tuple[tuple[int, int], ...]:
+    """First true voxel and one past the last, along each axis of a mask that is not empty, shape (X, Y, Z)."""
+    found = []
+    for axis in range(3):
+        filled = np.flatnonzero(labelled.any(axis=tuple(other for other in range(3) if other != axis)))
+        found.append((int(filled[0]), int(filled[-1]) + 1))
+    return tuple(found)
 
 
 def _intensities(values: np.ndarray) -> Intensities:
     sample = values[:: max(1, values.size // SAMPLE)].astype(np.float64)
     low, median, high = np.percentile(sample, (0.5, 50, 99.5))
     return Intensities(*(float(f"{one:.6g}") for one in (low, median, high, sample.mean(), sample.std())))
-
-
-def _box(labelled: np.ndarray) -> tuple[tuple[int, int], ...]:
-    found = []
-    for axis in range(3):
-        filled = np.flatnonzero(labelled.any(axis=tuple(other for other in range(3) if other != axis)))
-        found.append((int(filled[0]), int(filled[-1]) + 1))
-    return tuple(found)
 
 
 def _digest(array: np.ndarray) -> str:
