@@ -222,6 +222,14 @@ def purpose(inference: Config) -> str:
     return "register" if "registration_def" in inference.tree else "segment"
 
 
+def expect_purpose(purpose: str, wanted: str, folder: Path) -> None:
+    """E-BUNDLE-PURPOSE if a bundle is for something else than what is wanted of it."""
+    if purpose != wanted:
+        remedy = f"use it with monai-attention {purpose}; `bundles list` shows what each is for"
+        message = f"this bundle does not {wanted}, it is there to {purpose}"
+        raise Refusal("E-BUNDLE-PURPOSE", message, path=folder, remedy=remedy)
+
+
 def identity(bundle: str | Path) -> list[str | None]:
     """What tells a bundle from others and from itself before somebody edited it; changes of it change results."""
     one = info(bundle)
@@ -313,10 +321,7 @@ def _made(
 
     folder = find(bundle)
     metadata, inference = configurations(folder, overrides)
-    if purpose(inference) != wanted:
-        remedy = f"use it with monai-attention {purpose(inference)}; `bundles list` shows what each is for"
-        message = f"this bundle does not {wanted}, it is there to {purpose(inference)}"
-        raise Refusal("E-BUNDLE-PURPOSE", message, path=folder, remedy=remedy)
+    expect_purpose(purpose(inference), wanted, folder)
     if not trust:
         refuse(untrusted(metadata, inference))
     builder, ids = Builder(inference), MADE[wanted]

@@ -86,24 +86,29 @@ def run_case(case: Case, folder: Path, settings: Settings, *, progress: bool = F
     return record | judged(work, path=case.path, folder=folder, files=OUTPUTS, phases=phases)
 
 
+def predict_in_turn(name: str, volume: Volume, settings: Settings, phases: Phases, *, progress: bool) -> Prediction:
+    """Predict as soon as it is this case's turn on the device; `name` is for the bar."""
+    with settings.network_turn, _window_bar(name, progress, settings.stopped) as on_window:
+        if settings.stopped.is_set():
+            raise KeyboardInterrupt
+        return predict(
+            volume,
+            settings.bundle,
+            phases,
+            replicas=settings.replicas,
+            uncertainty=settings.uncertainty,
+            max_memory=settings.options.max_memory,
+            on_window=on_window,
+        )
+
+
 def _segment_case(
     case: Case, folder: Path, settings: Settings, phases: Phases, scratch: Path, progress: bool
 ) -> dict[str, Any]:
     bundle, options = settings.bundle, settings.options
     with phases.phase("read"):
         volume = read(case.path, options, bundle.requirements, scratch=scratch)
-    with settings.network_turn, _window_bar(case.id, progress, settings.stopped) as on_window:
-        if settings.stopped.is_set():
-            raise KeyboardInterrupt
-        prediction = predict(
-            volume,
-            bundle,
-            phases,
-            replicas=settings.replicas,
-            uncertainty=settings.uncertainty,
-            max_memory=options.max_memory,
-            on_window=on_window,
-        )
+    prediction = predict_in_turn(case.id, volume, settings, phases, progress=progress)
     with phases.phase("write"):
         return _write_case(case, folder, settings, volume, prediction)
 

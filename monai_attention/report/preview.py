@@ -6,9 +6,10 @@ there is no surface rendering that could show a face.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -50,29 +51,15 @@ def preview(
     Returns:
         An RGB picture. Planes have their true proportions in mm, whatever the spacing.
     """
-    import nibabel
-
     if image.ndim != 3 or image.shape != labels.shape:
         raise ValueError(f"image and labels must share one shape (X, Y, Z), got {image.shape} and {labels.shape}")
     palette = {label: colour(label) for label in range(1, 256)} | dict(colours or {})
-    volumes = measure(labels, affine, classes)
-    orientation = nibabel.io_orientation(affine)
-    image = nibabel.apply_orientation(image, orientation)  # flips and swaps axes of views: nothing is copied
-    labels = nibabel.apply_orientation(labels, orientation)
-    steps = spacing(affine @ nibabel.orientations.inv_ornt_aff(orientation, labels.shape))
-    low, high = grey_window(image)
-    index = slices_through(labels)
-    panels = []
-    for name, axis, edges in PLANES:
-        pixels_per_mm = _pixels_per_mm(labels.shape, steps, axis)
-        grey = on_screen(image, axis, index[axis])
-        grey = np.nan_to_num(grey, nan=low, posinf=high, neginf=low).clip(low, high)
-        grey = ((grey - low) * (255.0 / (high - low))).astype(np.uint8)
-        size = tuple(max(1, round(mm * pixels_per_mm)) for mm in np.delete(labels.shape * steps, axis))
-        plain = Image.fromarray(grey).resize(size, Image.Resampling.BILINEAR).convert("RGB")
-        marks = Image.fromarray(on_screen(labels, axis, index[axis])).resize(size, Image.Resampling.NEAREST)
-        panels.append(Panel(name, edges, plain, _overlay(plain, np.asarray(marks), palette), pixels_per_mm))
-    return compose(panels, volumes, palette, _remark(affine))
+    steps, image, turned = upright(affine, image, labels)
+    panels = [
+        Panel(one.name, one.edges, one.grey, overlay(one.grey, one.maps[0], palette), one.pixels_per_mm)
+        for one in planes(image, [turned], steps, slices_through(turned))
+    ]
+    return compose(panels, measure(labels, affine, classes), palette, tilt_remark(affine))
 
 
 def write_preview(path: str | Path, picture: Image.Image) -> None:
@@ -81,6 +68,52 @@ def write_preview(path: str | Path, picture: Image.Image) -> None:
     picture.save(encoded, format="PNG")
     with replacing(path) as temporary:
         temporary.write_bytes(encoded.getvalue())
+
+
+class Plane(NamedTuple):
+    """A plane as it is on the screen: the image, and label maps as arrays (rows, columns) of the same size."""
+
+    name: str
+    edges: Edges
+    grey: Image.Image
+    maps: list[np.ndarray]
+    pixels_per_mm: float
+
+
+def upright(affine: np.ndarray, *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Mm between voxels along the axes nearest to right, anterior and superior; and the arrays with these axes.
+
+    Args:
+        affine: shape (4, 4), voxel index -> RAS mm.
+        arrays: of one shape (X, Y, Z).
+    """
+    import nibabel
+
+    orientation = nibabel.io_orientation(affine)
+    steps = spacing(affine @ nibabel.orientations.inv_ornt_aff(orientation, arrays[0].shape))
+    return steps, *(nibabel.apply_orientation(one, orientation) for one in arrays)  # views: nothing is copied
+
+
+def planes(image: np.ndarray, maps: Sequence[np.ndarray], steps: np.ndarray, index: Sequence[int]) -> Iterator[Plane]:
+    """Axial, coronal and sagittal planes in their true proportions.
+
+    Args:
+        image: upright, shape (X, Y, Z).
+        maps: uint8, same shape.
+        steps: mm between voxels.
+        index: of the plane across each axis.
+    """
+    low, high = grey_window(image)
+    for name, axis, edges in PLANES:
+        pixels_per_mm = _pixels_per_mm(image.shape, steps, axis)
+        grey = on_screen(image, axis, index[axis])
+        grey = np.nan_to_num(grey, nan=low, posinf=high, neginf=low).clip(low, high)
+        grey = ((grey - low) * (255.0 / (high - low))).astype(np.uint8)
+        size = tuple(max(1, round(mm * pixels_per_mm)) for mm in np.delete(image.shape * steps, axis))
+        plain = Image.fromarray(grey).resize(size, Image.Resampling.BILINEAR).convert("RGB")
+        slices = (Image.fromarray(on_screen(one, axis, index[axis])) for one in maps)
+        marks = [np.asarray(one.resize(size, Image.Resampling.NEAREST)) for one in slices]
+        yield Plane(name, edges, plain, marks, pixels_per_mm)
 
 
 def slices_through(labels: np.ndarray) -> list[int]:
@@ -124,7 +157,9 @@ def _pixels_per_mm(shape: Sequence[int], steps: np.ndarray, axis: int) -> float:
     return float(max(PANEL / extent.max(), PANEL / 2 / np.delete(extent, axis).max()))
 
 
-def _overlay(plain: Image.Image, labels: np.ndarray, palette: Mapping[int, tuple[int, int, int]]) -> Image.Image:
+def overlay(
+    plain: Image.Image, labels: np.ndarray, palette: Mapping[int, tuple[int, int, int]], opacity: float = OPACITY
+) -> Image.Image:
     """Tint the labelled pixels and draw the border of every class in its full colour."""
     table = np.zeros((256, 3))
     for label, rgb in palette.items():
@@ -133,12 +168,12 @@ def _overlay(plain: Image.Image, labels: np.ndarray, palette: Mapping[int, tuple
     padded = np.pad(labels, 1, mode="edge")
     neighbours = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
     border = np.any([neighbour != labels for neighbour in neighbours], axis=0)
-    weight = np.where(border, 1.0, OPACITY) * (labels > 0)
+    weight = np.where(border, 1.0, opacity) * (labels > 0)
     mixed = np.asarray(plain) * (1 - weight[..., None]) + colours * weight[..., None]
     return Image.fromarray(mixed.round().astype(np.uint8))
 
 
-def _remark(affine: np.ndarray) -> str:
+def tilt_remark(affine: np.ndarray) -> str:
     """What the letters cannot say: that the image axes are tilted against the body's."""
     tilt = np.degrees(np.arccos(np.clip(np.abs(directions(affine)).max(axis=0), 0, 1))).max()
     return f"oblique: up to {tilt:.0f}° between image and body axes" if tilt >= OBLIQUE_DEGREES else ""
