@@ -41,6 +41,18 @@ class ClassVolume(TypedDict):
     ml: float
 
 
+class ClassScores(TypedDict):
+    """How well one class was found: the fields of `finetune.scores.Scores`, None where there is no number."""
+
+    label: int  # the dataset's
+    dice: float | None
+    surface_dice: float | None
+    hd95_mm: float | None
+    truth_ml: float
+    found_ml: float
+    where: str
+
+
 class Geometry(TypedDict):
     """The input's grid: voxels, mm between them, and where the array axes point ("RAS", "LPS", ...)."""
 
@@ -73,6 +85,7 @@ class CaseRecord(TypedDict, total=False):
     notes: list[Remark]
     geometry: Geometry
     volumes: dict[str, ClassVolume]  # by class name, background left out
+    scores: dict[str, ClassScores]  # of an evaluation, by class name
     figures: dict[str, Any]  # of a registration: similarity, folds, Dice, ...
     outputs: dict[str, str]  # "labels", "preview", "volumes", "dicom_seg" -> relative path
     seconds: dict[str, float]  # by phase: "read", "network", "write", ...
@@ -86,7 +99,7 @@ class CaseRecord(TypedDict, total=False):
 
 
 _NESTED: dict[str, type] = {"geometry": Geometry, "bundle": BundleIdentity}
-_NESTED_MANY: dict[str, type] = {"notes": Remark, "volumes": ClassVolume}
+_NESTED_MANY: dict[str, type] = {"notes": Remark, "volumes": ClassVolume, "scores": ClassScores}
 
 
 def write_record(path: str | Path, record: Mapping[str, Any]) -> None:

@@ -23,6 +23,12 @@ logger = logging.getLogger(__name__)
 THUMBNAIL = 420
 """Longest side of the small preview inside the page, in pixels."""
 
+FOUND = {"figures": "Figures", "scores": "Scores"}
+"""Titles of what was found, by the key that records have."""
+
+LARGE = 1000
+"""The same, of records that say `large`."""
+
 MARKS = {"ok": "✓", "flagged": "!", "refused": "✕"}
 
 POLICY = "default-src 'none'; img-src data: 'self'; style-src 'unsafe-inline'"
@@ -55,7 +61,8 @@ p { margin: 0 0 .35rem; overflow-wrap: anywhere; } ul { margin: .2rem 0; padding
 code { font: .92em ui-monospace, Consolas, monospace; }
 .volumes { border-collapse: collapse; white-space: nowrap; } .volumes td { padding: .05rem .9rem .05rem 0; }
 .volumes td:last-child { text-align: right; font-variant-numeric: tabular-nums; padding-right: 0; }
-.classes { margin: 0 0 1.5rem; }
+.classes { margin: 0 0 1.5rem; } .volumes th { text-align: left; font-weight: 600; color: var(--faint);
+                                               padding-right: .9rem; }
 .absent { color: var(--faint); }
 .swatch { display: inline-block; width: .75em; height: .75em; margin-right: .5em; border-radius: 2px;
           print-color-adjust: exact; -webkit-print-color-adjust: exact; }
@@ -98,7 +105,9 @@ def write_report(
     summary: Mapping[str, Any],
     *,
     title: str = "Segmentation report",
-    classes: Sequence[tuple[int, str, str]] = (),
+    classes: Sequence[Sequence[Any]] = (),
+    columns: Sequence[str] = (),
+    in_order: bool = False,
 ) -> None:
     """Write the page, cases that need attention first.
 
@@ -107,14 +116,17 @@ def write_report(
         results: one record a case, see `report.manifest.CaseRecord`; nothing else is read but the preview pictures.
         summary: facts about the whole run in the order to show them, for example bundle, device, seconds.
         title: of the page.
-        classes: label, name and what is to be said of each class of the whole run.
+        classes: label (None for all of them), name and what is to be said of each class of the whole run.
+        columns: titles of what is said of the classes.
+        in_order: show the cases as they come.
     """
     folder = Path(path).parent
     ordered = sorted(results, key=lambda record: (VERDICTS.index(record["verdict"]), record["case_id"]))
+    ordered = list(results) if in_order else ordered
     cases = "\n".join(_case(record, folder) for record in ordered)
-    parts = {"counts": _counts(results), "summary": _facts(summary, "summary") + _classes(classes), "cases": cases}
-    found = "Figures" if any("figures" in record for record in results) else "Volumes"
-    write_text(path, PAGE.format(policy=POLICY, style=STYLE, title=_text(title), found=found, **parts))
+    parts = {"counts": _counts(results), "summary": _facts(summary, "summary") + _classes(classes, columns)}
+    found = next((title for key, title in FOUND.items() if any(key in record for record in results)), "Volumes")
+    write_text(path, PAGE.format(policy=POLICY, style=STYLE, title=_text(title), found=found, **parts, cases=cases))
 
 
 def _counts(results: Sequence[Mapping[str, Any]]) -> str:
@@ -125,10 +137,10 @@ def _counts(results: Sequence[Mapping[str, Any]]) -> str:
 
 def _case(record: Mapping[str, Any], folder: Path) -> str:
     figures = record.get("figures")
-    found = _facts(figures, "facts") if figures else _volumes(record.get("volumes", {}))
+    found = _facts(figures, "facts") if figures else _scores(record) or _volumes(record.get("volumes", {}))
     cells = (_thumbnail(record, folder), _verdict(record), found, _details(record))
     first, *rest = cells
-    size = "thumbnail large" if record.get("picture") else "thumbnail"
+    size = "thumbnail large" if record.get("picture") or record.get("large") else "thumbnail"
     return f'<tr><td class="{size}">{first}</td>' + "".join(f"<td>{cell}</td>" for cell in rest) + "</tr>"
 
 
@@ -139,11 +151,11 @@ def _thumbnail(record: Mapping[str, Any], folder: Path) -> str:
     name = record.get("outputs", {}).get("preview")
     if name is None:
         return '<span class="none">no preview</span>'
-    encoded = BytesIO()
+    encoded, longest = BytesIO(), LARGE if record.get("large") else THUMBNAIL
     try:
         with Image.open(folder / record["case_id"] / name) as picture:
             small = picture.convert("RGB")
-        small.thumbnail((THUMBNAIL, THUMBNAIL))
+        small.thumbnail((longest, longest))
         small.save(encoded, format="JPEG", quality=80)
     except (OSError, UnidentifiedImageError) as error:
         logger.warning("the page shows no preview of %s: %s", record["case_id"], error)
@@ -187,12 +199,24 @@ def _volumes(volumes: Mapping[str, Mapping[str, Any]]) -> str:
     return f'<table class="volumes">{"".join(rows)}</table>'
 
 
-def _classes(classes: Sequence[tuple[int, str, str]]) -> str:
-    rows = (
-        f"<tr><td>{label}</td><td>{_swatch(label)}{_text(name)}</td><td>{_text(said)}</td></tr>"
-        for label, name, said in classes
-    )
-    return f'<table class="volumes classes">{"".join(rows)}</table>' if classes else ""
+def _scores(record: Mapping[str, Any]) -> str:
+    rows = []
+    for name, one in record.get("scores", {}).items():
+        numbers = [f"{one['dice']:.3f}", f"{one['surface_dice']:.3f}"] if one["dice"] is not None else ["n/a", "n/a"]
+        numbers.append("n/a" if one["hd95_mm"] is None else f"{one['hd95_mm']:.1f} mm")
+        cells = "".join(f"<td>{cell}</td>" for cell in (*numbers, _text(one["where"])))
+        rows.append(f"<tr><td>{_swatch(one['label'])}{_text(name)}</td>{cells}</tr>")
+    head = "<tr><th></th><th>Dice</th><th>surface Dice</th><th>HD95</th><th></th></tr>"
+    return f'<table class="volumes scores">{head}{"".join(rows)}</table>' if rows else ""
+
+
+def _classes(classes: Sequence[Sequence[Any]], columns: Sequence[str]) -> str:
+    head = f"<tr><th></th><th></th>{''.join(f'<th>{_text(title)}</th>' for title in columns)}</tr>" if columns else ""
+    rows = []
+    for label, name, *said in classes:
+        first = "<td></td><td>" if label is None else f"<td>{label}</td><td>{_swatch(label)}"
+        rows.append(f"<tr>{first}{_text(name)}</td>{''.join(f'<td>{_text(one)}</td>' for one in said)}</tr>")
+    return f'<table class="volumes classes">{head}{"".join(rows)}</table>' if rows else ""
 
 
 def _swatch(label: int) -> str:
