@@ -20,6 +20,7 @@ _PUBLIC = {
     "RegistrationModel": "monai_attention.registration.model",
     "TransMorph": "monai_attention.networks.transmorph",
     "accelerate": "monai_attention.acceleration",
+    "evaluate": "monai_attention.finetune.evaluate",
     "register": "monai_attention.registration.register",
     "segment": "monai_attention.inference.segment",
 }
@@ -35,6 +36,7 @@ __all__ = [
     "TransMorph",
     "__version__",
     "accelerate",
+    "evaluate",
     "register",
     "segment",
 ]

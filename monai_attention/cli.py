@@ -215,6 +215,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("-o", "--output", metavar="PAGE.html", help="with --labels: a page with a picture of every case")
     one.add_argument("--json", action="store_true", help="print JSON")
 
+    cli_finetune.add_verbs(functools.partial(_verb, verbs))
     cli_registration.add_verbs(functools.partial(_verb, verbs))
 
     text = "list, describe and verify bundles"

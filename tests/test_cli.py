@@ -15,7 +15,7 @@ from tests.finetune import make_dataset
 from tests.io.make_volumes import ramp, write_nifti
 
 HELPS = (
-    *([], ["segment"], ["check"], ["demo"]),
+    *([], ["segment"], ["check"], ["evaluate"], ["demo"]),
     *(["register"], ["warp"], ["invert"], ["jacobian"]),
     *(["bundles"], ["bundles", "list"], ["bundles", "info"], ["bundles", "verify"]),
 )
@@ -115,6 +115,9 @@ def test_examples_are_accepted(verb, capsys):
         ["check", "data", "--labels", "--bundle", "mine"],
         ["register", "a.nii", "b.nii", "-o", "out", "--max-memory", "lots"],
         ["jacobian", "field.nii", "-o", "out.nii.gz", "--volume", "1"],
+        ["evaluate", "mine", "-o", "out"],
+        ["evaluate", "mine", "data", "-o", "out", "--map", "liver"],
+        ["evaluate", "mine", "data", "-o", "out", "--split", "all"],
         ["bundles"],
     ],
 )

@@ -43,7 +43,7 @@ ARROWS = {
     "finetune": {"errors", "io", "bundles", "checkpoints", "report", "cohort", "inference"},
     "cli_options": {"io"},
     "cli_registration": {"cli_options", "registration"},
-    "cli_finetune": {"finetune", "io", "report"},
+    "cli_finetune": {"cli_options", "finetune", "io", "report"},
     "cli": {"errors", "io", "bundles", "report", "inference", "registration", "finetune", "cli_options"}
     | {"cli_registration", "cli_finetune"},
 }
