@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent
 PACKAGE = (ROOT / "monai_attention/__init__.py").read_text(encoding="utf-8")
 VERSION = re.search(r'__version__ = "(.+)"', PACKAGE).group(1)
 DICOM_CODECS = ["pylibjpeg>=2.0", "pylibjpeg-openjpeg>=2.0", "pylibjpeg-rle>=2.0"]
-TRAIN = ["pytorch-ignite>=0.5", "fire>=0.5", "jsonschema>=4"]
+TRAIN = ["fire>=0.5", "jsonschema>=4"]
 
 setup(
     name="monai_attention",
@@ -32,6 +32,7 @@ setup(
         "highdicom>=0.27",
         "itk>=5.4",
         "pillow>=10.1",
+        "pytorch-ignite>=0.5",
         "tqdm>=4.60",
     ],
     extras_require={

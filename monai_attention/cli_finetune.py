@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +22,27 @@ AddVerb = Callable[[str, Callable[[argparse.Namespace], int], str, str], argpars
 
 
 def add_verbs(add: AddVerb) -> None:
-    """Declare `evaluate`."""
+    """Declare `finetune` and `evaluate`."""
+    example = "monai-attention finetune data/ -o liver_ct_mine --time 4h"
+    one = add("finetune", finetune, "fine-tune a bundle on labelled cases; the result is a bundle", example)
+    one.add_argument("inputs", nargs="+", metavar="DATA", help="dataset: folder, CSV or dataset.json; or two folders")
+    one.add_argument("-o", "--output", required=True, metavar="BUNDLE", help="folder of the new bundle")
+    one.add_argument(
+        "--from", dest="source", default=DEFAULT_BUNDLE, metavar="BUNDLE", help="to begin with (default: %(default)s)"
+    )
+    text = "train all weights, adapters of the attention, or the last layer (default: full)"
+    one.add_argument("--method", choices=("full", "lora", "head"), default="full", help=text)
+    one.add_argument("--folds", type=int, default=5, metavar="N", help="parts of the people, of which one is held out")
+    one.add_argument("--fold", type=int, default=0, metavar="K", help="the part that is held out, from 0 (default: 0)")
+    length = one.add_mutually_exclusive_group()
+    length.add_argument("--epochs", type=int, metavar="N", help="length of the training (default: by a rule)")
+    length.add_argument("--time", type=_seconds, metavar="TIME", help="that the training may take: 45m, 4h, 2d")
+    one.add_argument("--plan-only", action="store_true", help="stop before the training; the plan may be edited")
+    one.add_argument("--resume", action="store_true", help="go on with a training that was stopped, or planned")
+    one.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
+    add_read_options(one)
+    one.add_argument("-q", "--quiet", action="store_true", help="no progress bars")
+
     example = f"monai-attention evaluate {DEFAULT_BUNDLE} data/ -o evaluation --split test"
     one = add("evaluate", evaluate, "measure how well a bundle segments labelled cases", example)
     one.add_argument("bundle", metavar="BUNDLE", help="name, folder or zip")
@@ -36,6 +57,40 @@ def add_verbs(add: AddVerb) -> None:
     one.add_argument("--overwrite", action="store_true", help="do finished cases again")
     one.add_argument("--trust-bundle", action="store_true", help="run whatever code the bundle's configuration names")
     one.add_argument("-q", "--quiet", action="store_true", help="no progress bars")
+
+
+def finetune(options: argparse.Namespace) -> int:
+    """Fine-tune a bundle and print what was decided and what came out."""
+    from monai_attention.finetune.run import finetune as run
+
+    found = run(
+        options.inputs,
+        options.output,
+        source=options.source,
+        method=options.method,
+        epochs=options.epochs,
+        seconds=options.time,
+        fold=options.fold,
+        folds=options.folds,
+        device=options.device,
+        options=read_options(options),
+        resume=options.resume,
+        plan_only=options.plan_only,
+        progress=not options.quiet,
+    )
+    story = found.story
+    refused = ", ".join(f"{case} ({code})" for case, code in story["refused"].items())
+    print(f"{story['cases']} cases of {story['people']} people" + (f"; refused: {refused}" if refused else ""))
+    for line in story["weights"]:
+        print(f"    {line}")
+    for name, value in story["plan"].items():
+        print(f"    {name.replace('_', ' '):16} {' x '.join(map(str, value)) if isinstance(value, list) else value}")
+    if found.score is None:
+        print(f"look at {found.bundle / 'configs/train.json'}; the same command with --resume trains")
+    else:
+        print(f"Dice of the held-out cases: {found.score:.3f}, at epoch {found.epoch}")
+        print(f"monai-attention segment SCAN -o results --bundle {options.output}")
+    return SOME_REFUSED if refused else OK
 
 
 def evaluate(options: argparse.Namespace) -> int:
@@ -82,3 +137,10 @@ def _names(text: str) -> dict[str, str]:
     if not all(theirs.strip() and ours.strip() for theirs, _, ours in pairs):
         raise argparse.ArgumentTypeError(f"expected bundle's=dataset's,... for example liver=Liver; got {text!r}")
     return {theirs.strip(): ours.strip() for theirs, _, ours in pairs}
+
+
+def _seconds(text: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", text.lower())
+    if match is None or float(match[1]) == 0:
+        raise argparse.ArgumentTypeError(f"expected a time, for example 45m or 4h; got {text!r}")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]

@@ -15,7 +15,7 @@ from tests.finetune import make_dataset
 from tests.io.make_volumes import ramp, write_nifti
 
 HELPS = (
-    *([], ["segment"], ["check"], ["evaluate"], ["demo"]),
+    *([], ["segment"], ["check"], ["finetune"], ["evaluate"], ["demo"]),
     *(["register"], ["warp"], ["invert"], ["jacobian"]),
     *(["bundles"], ["bundles", "list"], ["bundles", "info"], ["bundles", "verify"]),
 )
@@ -115,6 +115,8 @@ def test_examples_are_accepted(verb, capsys):
         ["check", "data", "--labels", "--bundle", "mine"],
         ["register", "a.nii", "b.nii", "-o", "out", "--max-memory", "lots"],
         ["jacobian", "field.nii", "-o", "out.nii.gz", "--volume", "1"],
+        ["finetune", "data", "-o", "out", "--time", "soon"],
+        ["finetune", "data", "-o", "out", "--time", "1h", "--epochs", "3"],
         ["evaluate", "mine", "-o", "out"],
         ["evaluate", "mine", "data", "-o", "out", "--map", "liver"],
         ["evaluate", "mine", "data", "-o", "out", "--split", "all"],

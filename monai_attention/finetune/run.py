@@ -83,13 +83,14 @@ def finetune(
     """
     folder = Path(output).absolute()
     story = folder / STORY
-    if resume and not story.is_file():
+    there = folder.is_dir() and any(folder.iterdir())
+    if resume and not there:
         remedy = "leave --resume away to begin"
         raise Refusal("E-NOTHING-TO-RESUME", "no fine-tuning was begun here", path=folder, remedy=remedy)
-    if not resume and folder.is_dir() and any(folder.iterdir()):
+    if there and not resume:
         remedy = "add --resume to go on with it, or name another folder"
         raise Refusal("E-OUTPUT-EXISTS", "the folder of the new bundle is not empty", path=folder, remedy=remedy)
-    if not resume:
+    if not story.is_file():  # a beginning that was stopped is begun again; cases that were prepared are kept
         check_writable(folder)
         _begin(data, folder, source, method, epochs, seconds, folds, device, options, progress)
     told = json.loads(story.read_text(encoding="utf-8"))

@@ -104,6 +104,19 @@ def test_nothing_is_overwritten_and_nothing_resumed_by_mistake(tuned, data, sour
     assert refusal(finetune, data, tmp_path / "no", source=source, resume=True).code == "E-NOTHING-TO-RESUME"
 
 
+def test_a_beginning_that_was_stopped_is_begun_again(data, source, tmp_path):
+    folder = tmp_path / "new"
+    planned = finetune(data, folder, source=source, epochs=1, device="cpu", plan_only=True)
+    assert planned.score is None
+    assert not (folder / "runs").exists()
+    made = (folder / "data/case1.image.nii").stat().st_mtime_ns
+    (folder / STORY).unlink()
+    assert finetune(data, folder, source=source, epochs=7, device="cpu", plan_only=True, resume=True).story["plan"][
+        "max_epochs"
+    ] == 7
+    assert (folder / "data/case1.image.nii").stat().st_mtime_ns == made
+
+
 @pytest.mark.parametrize("method", ["head", "lora"])
 def test_other_methods_train_what_they_say(data, source, tmp_path, method):
     made = finetune(data, tmp_path / "new", source=source, method=method, epochs=1, device="cpu")
