@@ -62,7 +62,7 @@ MOST_FOLDS_UNSEEN = 0.5
 LEAST_INFORMATION = 0.15
 """Nats that one scan tells about the other after the affine registration; heads of two people tell 0.5 to 1."""
 
-SIZES = (0.5, 2.0)
+SIZES = (0.7, 1.45)
 """Of the moving scan against the fixed one, along any axis, that are believed without a look."""
 
 

@@ -111,9 +111,12 @@ def test_a_beginning_that_was_stopped_is_begun_again(data, source, tmp_path):
     assert not (folder / "runs").exists()
     made = (folder / "data/case1.image.nii").stat().st_mtime_ns
     (folder / STORY).unlink()
-    assert finetune(data, folder, source=source, epochs=7, device="cpu", plan_only=True, resume=True).story["plan"][
-        "max_epochs"
-    ] == 7
+    assert (
+        finetune(data, folder, source=source, epochs=7, device="cpu", plan_only=True, resume=True).story["plan"][
+            "max_epochs"
+        ]
+        == 7
+    )
     assert (folder / "data/case1.image.nii").stat().st_mtime_ns == made
 
 

@@ -4,8 +4,8 @@ import torch
 from monai_attention.cohort.phases import Phases
 from monai_attention.registration import SIMILARITIES as NAMES
 from monai_attention.registration.pair import Plan, cropped, evenly_spaced, register_pair
-from monai_attention.registration.scan import Scan
-from monai_attention.registration.similarities import SIMILARITIES, similarity, suited
+from monai_attention.registration.scan import Scan, normalised
+from monai_attention.registration.similarities import SIMILARITIES, otsu, similarity, suited
 from tests.registration.make_scans import T2, head
 
 CPU = torch.device("cpu")
@@ -44,6 +44,26 @@ def test_contrasts_that_differ_are_seen():
     assert suited(one, one + 0.02, mask) == "lncc"
     assert suited(two, one, mask) == "mind"
     assert suited(two, one, torch.zeros_like(one)) == "mind"
+
+
+def test_noise_around_a_head_is_not_taken_for_likeness():
+    """Noise below 0 lifts the background of what is scaled to [0, 1]; it is most of an image."""
+    generator = torch.Generator().manual_seed(0)
+
+    def noisy(scan):
+        values = scan.values / scan.values.max() + 0.04 * torch.randn(scan.values.shape, generator=generator)
+        return normalised(Scan(values, scan.affine)).values
+
+    one, same, other = noisy(head(4.0)), noisy(head(4.0)), noisy(head(4.0, brightness=T2))
+    mask = torch.ones_like(one)
+    assert float(one.median()) > 0.05
+    assert suited(same, one, mask) == "lncc"
+    assert suited(other, one, mask) == "mind"
+
+
+def test_otsu_parts_two_groups():
+    values = torch.cat([torch.linspace(0, 0.2, 500), torch.linspace(0.7, 1.0, 100)])
+    assert 0.2 <= float(otsu(values)) <= 0.7
 
 
 @pytest.mark.parametrize("name", SIMILARITIES)
