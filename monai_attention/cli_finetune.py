@@ -86,7 +86,7 @@ def finetune(options: argparse.Namespace) -> int:
     for name, value in story["plan"].items():
         print(f"    {name.replace('_', ' '):16} {' x '.join(map(str, value)) if isinstance(value, list) else value}")
     if found.score is None:
-        print(f"look at {found.bundle / 'configs/train.json'}; the same command with --resume trains")
+        print(f"look at {found.bundle / 'configs/train.json'}; give --resume instead of --plan-only to train")
     else:
         print(f"Dice of the held-out cases: {found.score:.3f}, at epoch {found.epoch}")
         print(f"monai-attention segment SCAN -o results --bundle {options.output}")

@@ -10,21 +10,21 @@ from typing import Any
 from monai_attention.io.write import write_text
 
 
-def write_card(folder: Path, story: dict[str, Any], score: float, epoch: int, fold: int) -> None:
+def write_card(folder: Path, story: dict[str, Any], runs: Path, score: float, epoch: int) -> None:
     """Write `docs/README.md`.
 
     Args:
         folder: of the bundle.
         story: see `run.STORY`.
         score: mean Dice over the held-out cases and classes.
+        runs: folder of the training, with `epochs.csv`.
         epoch: of the weights that were kept.
-        fold: that was held out.
     """
-    held_out = sum(one == fold for one in story["folds"].values())
+    held_out = sum(one == story["fold"] for one in story["folds"].values())
     plan = "\n".join(f"| {name.replace('_', ' ')} | {_spelled(value)} |" for name, value in story["plan"].items())
     classes = "\n".join(_class(name, ml) for name, ml in story["classes"].items())
     weights = "\n".join(f"- {line}" for line in story["weights"])
-    with (folder / f"runs/fold_{fold}/epochs.csv").open(newline="", encoding="utf-8") as file:
+    with (runs / "epochs.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     curve = "\n".join(f"| {row['epoch']} | {row['loss']} | {row.get('val_mean_dice') or ''} |" for row in _few(rows))
     seconds = sum(float(row["seconds"]) for row in rows)
@@ -52,7 +52,8 @@ What became of the source's weights:
 |---|---|
 {plan}
 
-`python -m monai.bundle run --config_file configs/train.json --bundle_root .` repeats it.
+That is what was planned; `configs/train.json` is what was run, by `python -m monai.bundle run --config_file
+configs/train.json --bundle_root .`, and then `... run release ...`; where `runs/` holds a training, it goes on with it.
 
 ## Scores
 

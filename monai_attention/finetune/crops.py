@@ -85,6 +85,7 @@ class PreparedCrops(Dataset):
         self.seed = seed
         self.first = 0  # see `synthesis.dataset.ContinueFrom`
         self.places = [places_of(cases.arrays(i)[1][0]) for i in range(len(cases))]
+        self.lowest = [[float(channel.min()) for channel in cases.arrays(i)[0]] for i in range(len(cases))]
 
     def __len__(self) -> int:
         return self.length
@@ -100,8 +101,10 @@ class PreparedCrops(Dataset):
         image, label = self.cases.arrays(chosen)
         centre = self._centre(self.places[chosen], label.shape[1:], random)
         self.transform.set_random_state(seed=int(random.integers(2**31)))
-        lowest = image.reshape(len(image), -1)[:, :: max(1, image[0].size // 100_000)].min(axis=1)
-        boxes = {"image": _cut(image, centre, self.cut, lowest), "label": _cut(label, centre, self.cut, [0])}
+        boxes = {
+            "image": _cut(image, centre, self.cut, self.lowest[chosen]),
+            "label": _cut(label, centre, self.cut, [0]),
+        }
         found = self.transform(boxes)
         return {
             **{kind: _middle(found[kind], self.roi_size) for kind in ("image", "label")},
@@ -121,7 +124,7 @@ def places_of(labels: np.ndarray) -> dict[int, np.ndarray]:
     found = {}
     for value in np.flatnonzero(np.bincount(flat, minlength=2)[1:]) + 1:
         where = np.flatnonzero(flat == value)
-        where = where[:: max(1, len(where) // PLACES)]
+        where = where[:: -(-len(where) // PLACES)]
         found[int(value)] = np.stack(np.unravel_index(where, labels.shape), axis=1).astype(np.int32)
     return found
 

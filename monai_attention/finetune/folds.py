@@ -20,8 +20,11 @@ def folds_of(cases: Sequence[LabelledCase], count: int = FOLDS) -> dict[str, int
     for testing are in none. The same cases are divided in the same way each time, in whatever order they come.
 
     Raises:
+        ValueError: `count` is less than 2.
         Refusal: E-TOO-FEW, there are fewer people than folds, or none for training or validation.
     """
+    if count < 2:
+        raise ValueError(f"people must be divided into at least 2 folds; got {count}")
     cases = [case for case in cases if case.split != "test"]
     if any(case.split for case in cases):
         given = {case.id: 0 if case.split == "validation" else 1 for case in cases}

@@ -48,9 +48,11 @@ class StopOnNonFinite:
         loss = loss_of(engine)
         if not math.isfinite(loss):
             batch: Any = engine.state.batch
-            cases = ", ".join(dict.fromkeys(batch["case"]))
+            # MONAI's trainer has taken the batch apart by now.
+            named = batch["case"] if isinstance(batch, dict) else [one["case"] for one in batch]
+            cases = ", ".join(dict.fromkeys(named))
             message = f"the loss is {loss} at iteration {engine.state.iteration}, on {cases}"
-            remedy = "look at these cases; then go on with --resume, or start again with a lower learning rate"
+            remedy = "look at these cases; then begin again in another folder, without them or at a lower learning rate"
             raise Refusal("E-LOSS", message, path=self.checkpoints, remedy=remedy)
 
 
@@ -97,7 +99,7 @@ class KeepBest:
         score = score if math.isfinite(score) else -1.0
         note = self.path.with_suffix(".json")
         best = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else None
-        if best is not None and best["score"] >= score and best["epoch"] < engine.state.epoch:
+        if best is not None and best["score"] > score and best["epoch"] < engine.state.epoch:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(self.path) as temporary:
@@ -112,13 +114,13 @@ class EpochTable:
 
     Args:
         path: of the table.
-        metrics: what validation measured, by name; asked at the end of every epoch.
+        validator: whose metrics are written in the epochs that it looked at.
         rate: the learning rate, asked as well.
     """
 
-    def __init__(self, path: str | Path, metrics: Callable[[], dict[str, float]], rate: Callable[[], float]) -> None:
+    def __init__(self, path: str | Path, validator: Engine, rate: Callable[[], float]) -> None:
         self.path = Path(path)
-        self.metrics = metrics
+        self.validator = validator
         self.rate = rate
         self.rows: list[dict[str, Any]] = []
         self.losses: list[float] = []
@@ -142,7 +144,9 @@ class EpochTable:
     def _write(self, engine: Engine) -> None:
         row: dict[str, Any] = {"epoch": engine.state.epoch, "loss": f"{sum(self.losses) / len(self.losses):.5f}"}
         row |= {"learning_rate": f"{self.rate():.3g}", "seconds": f"{time.monotonic() - self.began:.1f}"}
-        self.rows.append(row | {name: f"{value:.4f}" for name, value in self.metrics().items()})
+        looked = self.validator.state.epoch == engine.state.epoch
+        metrics = self.validator.state.metrics if looked else {}
+        self.rows.append(row | {name: f"{float(value):.4f}" for name, value in metrics.items()})
         text = io.StringIO()
         table = csv.DictWriter(
             text, list(dict.fromkeys(name for row in self.rows for name in row)), lineterminator="\n"

@@ -60,6 +60,7 @@ def make_bundle(
     method: str = "full",
     epochs: int | None = None,
     seconds: float | None = None,
+    fold: int = 0,
     device: str | None = None,
 ) -> NewBundle:
     """Write a bundle that is ready to be trained: all but its data, see `write_data`.
@@ -71,6 +72,7 @@ def make_bundle(
         method: `full`, `lora` or `head`.
         epochs: of the training; see `plan.planned`.
         seconds: that the training may take.
+        fold: held out.
         device: to train on; None takes CUDA if there is one.
 
     Raises:
@@ -97,14 +99,18 @@ def make_bundle(
         (folder / name).mkdir(parents=True, exist_ok=True)
     with replacing(folder / INITIAL) as temporary:
         torch.save(network.state_dict(), temporary)
+    changed = {one.name for one in adaptation.changed}
+    trained = [*ends.heads, *(name for name in ends.inputs if name in changed)]
     roi_size = _window(loaded)
     costs = measured(network, channels, roi_size, place)
-    plan = planned(method, roi_size, names[1:], costs, place, epochs=epochs, seconds=seconds)
+    plan = planned(
+        method, roi_size, names[1:], costs, place, oriented=_oriented(inference), epochs=epochs, seconds=seconds
+    )
     metadata = _metadata(
         read_config(origin / "configs/metadata.json"), found, folder.name, f"{loaded.name} {loaded.version}"
     )
     write_json(folder / "configs/inference.json", inference)
-    write_json(folder / "configs/train.json", train_config(inference, plan, heads=list(ends.heads)))
+    write_json(folder / "configs/train.json", train_config(inference, plan, trained=trained, fold=fold))
     write_json(folder / "configs/metadata.json", metadata)
     for name in ("LICENSE", "configs/logging.conf"):
         if (origin / name).is_file():
@@ -147,6 +153,13 @@ def _window(loaded: LoadedBundle) -> tuple[int, ...]:
     return size
 
 
+def _oriented(inference: Mapping[str, Any]) -> bool:
+    """Whether the preprocessing turns images so that their first axis runs from side to side."""
+    steps = inference.get("preprocessing", {}).get("transforms", [])
+    turns = [step for step in steps if str(step.get("_target_", "")).rpartition(".")[2] == "Orientationd"]
+    return any(str(turn.get("axcodes", ""))[:1] in ("R", "L") for turn in turns)
+
+
 def _metadata(source: Config, found: Preflight, name: str, origin: str) -> dict[str, Any]:
     """The source's, with what is the cohort's."""
     tree = json.loads(json.dumps(source.tree))
@@ -161,7 +174,7 @@ def _metadata(source: Config, found: Preflight, name: str, origin: str) -> dict[
         "copyright": "",
         "data_source": f"{len(found.usable)} cases of the user's",
         "label_values": {name: value for value, name in found.classes.items()},
-        "plausible_ml": _plausible(found.volumes_ml()),
+        "plausible_ml": _plausible(found.volumes_ml(), len(found.usable)),
         "weights": {},
     }
     tree.pop("eval_metrics", None)
@@ -173,25 +186,34 @@ def _metadata(source: Config, found: Preflight, name: str, origin: str) -> dict[
 
 
 def _gate(source: Requirements, found: Preflight) -> dict[str, Any]:
-    """What the source accepts, widened to what it is now trained on; of another modality, that one only."""
+    """What the source accepts, widened to what it is now trained on.
+
+    Modalities are those seen, where files tell them; where they do not, intensities alone tell what is not alike.
+    """
     seen = [one.statistics for one in found.usable if one.statistics]
     spacings = [mm for one in seen for mm in one.spacing_mm]
     extents = [n * mm for one in seen for n, mm in zip(one.shape, one.spacing_mm, strict=True)]
     modalities = sorted({one.verdict.modality for one in found.usable if one.verdict.modality})
-    same = set(modalities) <= set(source.modalities)
+    low = min(channel.low for one in seen for channel in one.intensities)
+    high = max(channel.high for one in seen for channel in one.intensities)
+    room = high - low
     return {
-        "modalities": list(source.modalities) if same else modalities,
+        "modalities": modalities,
         "channels": len(found.data.channels),
         "spacing_mm": [min(source.spacing_mm[0], *spacings), max(source.spacing_mm[1], *spacings)],
         "min_extent_mm": round(min(source.min_extent_mm, *extents), 3),
         "needs_orientation": source.needs_orientation,
-        "value_range": list(source.value_range) if same and source.value_range else None,
+        "value_range": [low - room, high + 3 * room],
     }
 
 
-def _plausible(volumes: Mapping[str, list[float]]) -> dict[str, list[float]]:
-    """Half the smallest to twice the largest that was seen, where a class was in five cases at least."""
-    return {name: [round(0.5 * min(ml), 3), round(2 * max(ml), 3)] for name, ml in volumes.items() if len(ml) >= 5}
+def _plausible(volumes: Mapping[str, list[float]], cases: int) -> dict[str, list[float]]:
+    """Half the smallest to twice the largest that was seen, of classes that five cases had; from 0 if not all did."""
+    return {
+        name: [round(0.5 * min(ml), 3) if len(ml) == cases else 0.0, round(2 * max(ml), 3)]
+        for name, ml in volumes.items()
+        if len(ml) >= 5
+    }
 
 
 def expect_usable(found: Preflight) -> None:

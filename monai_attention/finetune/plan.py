@@ -10,7 +10,7 @@ The rules:
   the head alone.
 - **Rates**: 1e-3 for the head and LoRA, 3e-4 for the whole network, falling by a quarter from layer to layer towards
   the input; a cosine after a warm-up of one epoch at most.
-- **Mirroring** left and right only where no class has a side.
+- **Mirroring** left and right only where no class has a side, and the preprocessing orients images.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from torch import Tensor, nn
 METHODS = ("full", "lora", "head")
 RATES = {"full": 3e-4, "lora": 1e-3, "head": 1e-3}
 EPOCHS = {"full": 40, "lora": 40, "head": 20}
-SIDED = re.compile(r"\b(left|right|l|r|lh|rh|links|rechts)\b|(?:^|[_-])(l|r)(?:$|[_-])", re.IGNORECASE)
-"""In the name of a class: it has a side."""
+SIDES = re.compile(r"left|right|l|r|lh|rh|lt|rt|link\w*|recht\w*|gauche|droite?", re.IGNORECASE)
+"""A word in the name of a class: it has a side."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,7 @@ def planned(
     costs: Costs,
     device: torch.device,
     *,
+    oriented: bool,
     epochs: int | None = None,
     seconds: float | None = None,
 ) -> Plan:
@@ -90,6 +91,7 @@ def planned(
         classes: names.
         costs: see `measured`.
         device: to train on.
+        oriented: whether the first axis of what the network sees runs from side to side.
         epochs: as the user wants; None: by `seconds`, or the rule.
         seconds: the training may take, validation (a fifth is kept for it) included.
 
@@ -115,8 +117,14 @@ def planned(
         epochs,
         max(1, min(10, math.ceil(epochs / 5))),
         RATES[method],
-        mirror=not any(SIDED.search(name) for name in classes),
+        mirror=oriented and not any(map(has_side, classes)),
     )
+
+
+def has_side(name: str) -> bool:
+    """Whether a class is the left or the right one of two: `kidney_left`, `LeftKidney`, `ctx-lh`, `kidneyL`."""
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+    return any(SIDES.fullmatch(word) for word in re.split(r"[^A-Za-z]+", words))
 
 
 def measured(network: nn.Module, channels: int, roi_size: Sequence[int], device: torch.device) -> Costs:
@@ -133,10 +141,11 @@ def measured(network: nn.Module, channels: int, roi_size: Sequence[int], device:
     for _ in range(2):
         counted.clear()
         start = time.perf_counter()
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        autocast = torch.autocast(device.type, torch.bfloat16)  # as in training
+        with autocast, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             output = network(image)
         logits = output if isinstance(output, Tensor) else output[0]
-        logits.square().mean().backward()
+        logits.float().square().mean().backward()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds = time.perf_counter() - start

@@ -26,21 +26,22 @@ def inference_config(source: Config, *, channels: int, classes: int) -> dict[str
     return tree
 
 
-def train_config(inference: Mapping[str, Any], plan: Plan, *, heads: Sequence[str]) -> dict[str, Any]:
+def train_config(inference: Mapping[str, Any], plan: Plan, *, trained: Sequence[str], fold: int) -> dict[str, Any]:
     """`train.json`: trains on the crops of `data/`, in the bundle's own folder, and goes on where it was stopped.
 
     Args:
         inference: `inference.json` of the new bundle.
         plan: its values stand at the top.
-        heads: parameters of the network's head, which are always trained.
+        trained: parameters that every method trains: the head's, and input layers that were made anew.
+        fold: held out.
     """
     window = {key: value for key, value in inference["inferer"].items() if key != "progress"}
     scripts = "monai_attention.finetune"
     own = ["roi_size", "batch_size", "epoch_length", "max_epochs", "val_interval", "learning_rate"]
     adapted = {
         "full": "@loaded",
-        "head": "$train_only(@loaded, @heads) or @loaded",
-        "lora": f"$add_lora(@loaded, rank={RANK}, train=@heads) and @loaded",
+        "head": "$train_only(@loaded, @trained) or @loaded",
+        "lora": f"$add_lora(@loaded, rank={RANK}, train=@trained) and @loaded",
     }
     flips = (
         [{"_target_": "RandFlipd", "keys": ["image", "label"], "prob": 0.5, "spatial_axis": 0}] if plan.mirror else []
@@ -58,7 +59,7 @@ def train_config(inference: Mapping[str, Any], plan: Plan, *, heads: Sequence[st
         ],
         "bundle_root": ".",
         "data_dir": "$@bundle_root + '/data'",
-        "fold": 0,
+        "fold": fold,
         "output_dir": "$@bundle_root + '/runs/fold_' + str(@fold)",
         "device": "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')",
         "seed": 0,
@@ -66,7 +67,7 @@ def train_config(inference: Mapping[str, Any], plan: Plan, *, heads: Sequence[st
         "amp": True,
         **{name: _plain(getattr(plan, name)) for name in own},
         "rate_decay": 0.75,
-        "heads": list(heads),
+        "trained": list(trained),
         "cases": "$json.load(open(@data_dir + '/cases.json'))",
         **{key: value for key, value in inference.items() if key in _needed(inference)},
         "network": "$@network_def.to(@device)",
@@ -106,7 +107,7 @@ def train_config(inference: Mapping[str, Any], plan: Plan, *, heads: Sequence[st
                 {"_target_": "RandShiftIntensityd", "keys": "image", "offsets": 0.1, "prob": 0.5},
             ],
         },
-        "checkpoints": "$sorted(glob.glob(@output_dir + '/checkpoint_epoch=*.pt'), key=os.path.getmtime)",
+        "checkpoints": "$sorted(glob.glob(glob.escape(@output_dir) + '/checkpoint_epoch=*.pt'), key=os.path.getmtime)",
         "train": {
             "cases": {
                 "_target_": f"{scripts}.crops.PreparedCases",
@@ -143,9 +144,16 @@ def train_config(inference: Mapping[str, Any], plan: Plan, *, heads: Sequence[st
                     "interval": "@val_interval",
                 },
                 {
+                    "_target_": "ValidationHandler",
+                    "_disabled_": "$@max_epochs % @val_interval == 0",
+                    "validator": "@validate#evaluator",
+                    "epoch_level": True,
+                    "interval": "@max_epochs",
+                },
+                {
                     "_target_": f"{scripts}.handlers.EpochTable",
                     "path": "$@output_dir + '/epochs.csv'",
-                    "metrics": "$lambda: dict(@validate#evaluator.state.metrics)",
+                    "validator": "@validate#evaluator",
                     "rate": "$lambda: @optimizer.param_groups[0]['lr']",
                 },
             ],

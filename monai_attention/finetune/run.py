@@ -74,7 +74,8 @@ def finetune(
         folds: parts that the people are divided into.
         device: torch device; None takes CUDA if there is one, else the CPU.
         options: choices about inputs that cannot be read unambiguously.
-        resume: go on in a bundle that a stopped run has begun, by the configurations in it, which may be edited.
+        resume: go on in a bundle that a stopped run has begun, by the configurations in it; what is given here of the
+            plan does not count then. `configs/train.json` may be edited before the first epoch, not after it.
         plan_only: stop before the training.
         progress: show bars on standard error.
 
@@ -83,23 +84,26 @@ def finetune(
     """
     folder = Path(output).absolute()
     story = folder / STORY
+    if not 0 <= fold < folds:
+        raise ValueError(f"fold must be from 0 to {folds - 1}; got {fold}")
     there = folder.is_dir() and any(folder.iterdir())
-    if resume and not there:
+    begun = json.loads(story.read_text(encoding="utf-8")) if story.is_file() else {}
+    if resume and not begun:
         remedy = "leave --resume away to begin"
         raise Refusal("E-NOTHING-TO-RESUME", "no fine-tuning was begun here", path=folder, remedy=remedy)
     if there and not resume:
         remedy = "add --resume to go on with it, or name another folder"
         raise Refusal("E-OUTPUT-EXISTS", "the folder of the new bundle is not empty", path=folder, remedy=remedy)
-    if not story.is_file():  # a beginning that was stopped is begun again; cases that were prepared are kept
+    if "plan" not in begun:  # a beginning that was stopped is begun again; cases that were prepared are kept
         check_writable(folder)
-        _begin(data, folder, source, method, epochs, seconds, folds, device, options, progress)
+        _begin(data, folder, source, method, epochs, seconds, fold, folds, device, options, progress)
     told = json.loads(story.read_text(encoding="utf-8"))
     if plan_only:
         return Finetuned(folder, told)
     from monai_attention.finetune.training import train
 
-    trained = train(folder, fold=fold, device=device, progress=progress)
-    write_card(folder, told, trained.score, trained.epoch, fold)
+    trained = train(folder, device=device, progress=progress)
+    write_card(folder, told, trained.folder, trained.score, trained.epoch)
     return Finetuned(folder, told, trained.score, trained.epoch)
 
 
@@ -110,6 +114,7 @@ def _begin(
     method: str,
     epochs: int | None,
     seconds: float | None,
+    fold: int,
     folds: int,
     device: str | None,
     options: ReadOptions,
@@ -118,17 +123,19 @@ def _begin(
     """Everything before the training; the story is written last, so that half a beginning is none."""
     from monai_attention.finetune.new_bundle import expect_usable, make_bundle, write_data
 
+    write_json(folder / STORY, {"begun": True})
     given = [data] if isinstance(data, str | Path) else data
     found = preflight(find_labelled(given), options=options, pictures=True, progress=progress)
     write_training_data(folder / "preflight.html", found.to_json(), {one.case.id: one.picture for one in found.cases})
     expect_usable(found)
-    made = make_bundle(found, folder, source, method=method, epochs=epochs, seconds=seconds, device=device)
+    made = make_bundle(found, folder, source, method=method, epochs=epochs, seconds=seconds, fold=fold, device=device)
     listed = write_data(found, folder, folds=folds, options=options, progress=progress)
     refused = [one.verdict for one in found.cases if not one.usable]
     write_json(
         folder / STORY,
         {
-            "source": str(source),
+            "source": Path(source).name,
+            "fold": fold,
             "plan": asdict(made.plan),
             "costs": asdict(made.costs),
             "weights": made.adaptation.lines(),

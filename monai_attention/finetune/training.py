@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from monai_attention.errors import Refusal
 from monai_attention.finetune.handlers import loss_of
 from monai_attention.finetune.release import release
 
@@ -27,12 +28,11 @@ class Trained:
     epoch: int
 
 
-def train(bundle: Path, *, fold: int = 0, device: str | None = None, progress: bool = False) -> Trained:
+def train(bundle: Path, *, device: str | None = None, progress: bool = False) -> Trained:
     """Train a bundle by its `configs/train.json`, and put the best weights into `models/model.pt`.
 
     Args:
         bundle: its folder.
-        fold: held out for validation.
         device: torch device; None: what `train.json` says.
         progress: show a bar of steps with the loss, the last validation's Dice and the time that is left.
 
@@ -48,7 +48,6 @@ def train(bundle: Path, *, fold: int = 0, device: str | None = None, progress: b
         logging_file=False,
         workflow_type="train",
         bundle_root=str(bundle),
-        fold=fold,
         **({} if device is None else {"device": f"$torch.device({device!r})"}),
     )
     workflow.initialize()
@@ -65,9 +64,20 @@ def train(bundle: Path, *, fold: int = 0, device: str | None = None, progress: b
             bar.set_postfix(told | {name: f"{value:.3f}" for name, value in evaluator.state.metrics.items()})
 
         trainer.add_event_handler(Events.ITERATION_COMPLETED, advance)
-        workflow.run()
+        try:
+            workflow.run()
+        except RuntimeError as error:  # MONAI wraps what an expression raises
+            raise _refusal_in(error) or error from None
     folder = Path(parser.get_parsed_content("output_dir"))
     release(folder / "best.pt", parser.get_parsed_content("adapted"), bundle)
     workflow.finalize()
     best = json.loads((folder / "best.json").read_text(encoding="utf-8"))
     return Trained(folder, best["score"], best["epoch"])
+
+
+def _refusal_in(error: BaseException) -> Refusal | None:
+    """The refusal that an error was raised for, if any."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, Refusal):
+        cause = cause.__cause__
+    return cause

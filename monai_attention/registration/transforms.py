@@ -37,7 +37,8 @@ class Warpd(MapTransform):
         found = dict(data)
         ddf = _plain(found[self.ddf])
         for key in self.key_iterator(found):
-            warped = warp(_plain(found[key])[None].float(), ddf[None], mode=self.mode)[0]
+            image = _plain(found[key])[None].float()
+            warped = warp(image, ddf[None].to(image.device), mode=self.mode)[0]
             found[key] = MetaTensor(warped, meta=found[key].meta) if isinstance(found[key], MetaTensor) else warped
         return found
 

@@ -18,12 +18,14 @@ def engine(losses):
 BATCH = {"case": ["a", "b", "a"]}
 
 
+@pytest.mark.parametrize("taken_apart", [False, True])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_row_55_a_loss_that_is_no_number_stops_the_training_and_names_the_cases(tmp_path, bad):
+def test_row_55_a_loss_that_is_no_number_stops_the_training_and_names_the_cases(tmp_path, bad, taken_apart):
     running = engine([0.5, bad, 0.1])
     StopOnNonFinite(tmp_path).attach(running)
+    batch = [{"case": case} for case in BATCH["case"]] if taken_apart else BATCH
     with pytest.raises(Refusal) as caught:
-        running.run([BATCH] * 3, max_epochs=1)
+        running.run([batch] * 3, max_epochs=1)
     assert caught.value.code == "E-LOSS"
     assert caught.value.path == tmp_path
     assert "a, b" in caught.value.message
@@ -53,8 +55,9 @@ def test_the_table_goes_on_after_a_training_was_resumed(tmp_path):
     path, scores = tmp_path / "run/epochs.csv", [{}]
 
     def run(losses, state=None):
-        running = engine(losses)
-        EpochTable(path, lambda: scores[0], lambda: 0.01).attach(running)
+        running, validator = engine(losses), Engine(lambda *_: None)
+        validator.state.epoch, validator.state.metrics = 3, scores[0]
+        EpochTable(path, validator, lambda: 0.01).attach(running)
         if state:
             running.load_state_dict(state)
         running.run([BATCH] * 2, max_epochs=None if state else 3, epoch_length=None if state else 2)

@@ -6,11 +6,13 @@ import subprocess
 import sys
 import time
 
+import nibabel
 import numpy as np
 import pytest
 import torch
 
 from monai_attention import bundles, segment
+from monai_attention.finetune.plan import has_side
 from monai_attention.finetune.run import STORY, finetune
 from tests.finetune.make_dataset import put
 from tests.make_flexunetr_bundle import INFERENCE, make_bundle
@@ -110,7 +112,7 @@ def test_a_beginning_that_was_stopped_is_begun_again(data, source, tmp_path):
     assert planned.score is None
     assert not (folder / "runs").exists()
     made = (folder / "data/case1.image.nii").stat().st_mtime_ns
-    (folder / STORY).unlink()
+    (folder / STORY).write_text('{"begun": true}')  # as it is until all is prepared
     assert (
         finetune(data, folder, source=source, epochs=7, device="cpu", plan_only=True, resume=True).story["plan"][
             "max_epochs"
@@ -127,7 +129,30 @@ def test_other_methods_train_what_they_say(data, source, tmp_path, method):
     after = torch.load(made.bundle / "models/model.pt", weights_only=True)
     assert before.keys() == after.keys()
     changed = {name for name in before if not torch.equal(before[name].half(), after[name].half())}
-    heads = set(json.loads((made.bundle / "configs/train.json").read_text())["heads"])
+    heads = set(json.loads((made.bundle / "configs/train.json").read_text())["trained"])
     assert heads & changed
     others = changed - heads
     assert (not others) if method == "head" else (others and all("attn" in name or "mix" in name for name in others))
+
+
+def test_a_spoilt_loss_is_told_with_its_case(data, source, tmp_path):
+    folder = tmp_path / "new"
+    finetune(data, folder, source=source, epochs=1, device="cpu", plan_only=True)
+    for path in (folder / "data").glob("*.image.nii"):
+        image = nibabel.load(path)
+        values = np.full(image.shape, np.nan, np.float32)
+        nibabel.save(nibabel.Nifti1Image(values, image.affine), path)
+    error = refusal(finetune, data, folder, resume=True, device="cpu")
+    assert error.code == "E-LOSS"
+    assert "case" in error.message
+
+
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [
+        *((one, True) for one in ("kidney_left", "Left_Kidney", "LeftKidney", "ctx-lh", "kidneyL", "Linke Niere")),
+        *((one, False) for one in ("liver", "class_1", "Aorta", "bright spot", "lung lower lobe")),
+    ],
+)
+def test_names_tell_whether_a_class_has_a_side(name, side):
+    assert has_side(name) is side
