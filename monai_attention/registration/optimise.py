@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from monai_attention.registration.fields import compose, integrate, jacobian_determinant, resize_ddf, warp
 from monai_attention.registration.local_correlation import LocalCorrelation
 from monai_attention.registration.losses import Diffusion
+from monai_attention.registration.parts import planes
 from monai_attention.registration.progress import OnStep, untold
 
 STAGE = "deformation"
@@ -141,8 +142,7 @@ def unfolded(velocity: Tensor, size: Sequence[int], integration_steps: int, *, r
     """
     pool = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}[len(size)]
     for _ in range(rounds):
-        flow = resize_ddf(whole_ddf(velocity, size, integration_steps), [2 * n for n in size])
-        folds = jacobian_determinant(flow) <= 0
+        folds = folded(whole_ddf(velocity, size, integration_steps))
         if not folds.any():
             break
         near = (_smaller(folds.float(), velocity.shape[2:]) > 0).float()
@@ -151,6 +151,19 @@ def unfolded(velocity: Tensor, size: Sequence[int], integration_steps: int, *, r
         smoother = pool(velocity, 3, 1, 1, count_include_pad=False)
         velocity = velocity + share * (smoother - velocity)
     return velocity
+
+
+def folded(ddf: Tensor) -> Tensor:
+    """Where a field folds if it is interpolated on a grid twice as fine, (1, 1, *S); some planes at a time."""
+    found = torch.zeros_like(ddf[:, :1], dtype=torch.bool)
+    size = ddf.shape[2:]
+    for part in planes(size):
+        first, last = max(0, part.start - 1), min(size[0], part.stop + 1)  # a plane more on each side
+        some = ddf[:, :, first:last]
+        folds = jacobian_determinant(resize_ddf(some, [2 * n for n in some.shape[2:]])) <= 0
+        coarse = _smaller(folds.float(), some.shape[2:]) > 0
+        found[:, :, part] = coarse[:, :, part.start - first : part.stop - first]
+    return found
 
 
 class _Level:

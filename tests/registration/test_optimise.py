@@ -1,9 +1,10 @@
 import pytest
 import torch
 
+from monai_attention.registration import parts
 from monai_attention.registration.fields import integrate, jacobian_determinant, resize_ddf, warp
 from monai_attention.registration.local_correlation import LocalCorrelation
-from monai_attention.registration.optimise import Settings, optimise, unfolded, whole_ddf
+from monai_attention.registration.optimise import Settings, folded, optimise, unfolded, whole_ddf
 from tests.registration.test_fields import smooth
 
 SIZE = (20, 24, 22)
@@ -51,6 +52,15 @@ def test_a_velocity_is_smoothed_where_its_flow_folds_and_nowhere_else(size):
     assert torch.equal(found[..., :2], velocity[..., :2])
     assert found.norm() > 0.2 * velocity.norm()
     assert torch.equal(unfolded(found, size, 6), found)
+
+
+def test_folds_are_found_by_parts_as_by_the_whole(monkeypatch):
+    ddf = 2 * torch.randn(1, 3, *SIZE, generator=torch.Generator().manual_seed(0))
+    ddf[:, :, 4:15] *= 0.1
+    whole = folded(ddf)
+    assert 0.1 < whole.float().mean() < 0.9
+    monkeypatch.setattr(parts, "PART_VOXELS", 1500)
+    assert torch.equal(folded(ddf), whole)
 
 
 def test_it_corrects_a_field_that_is_nearly_right():
