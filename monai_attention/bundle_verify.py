@@ -148,7 +148,10 @@ def _run(folder: Path) -> str:
 
     metadata, inference = bundles.configurations(folder, {})
     image = tensor(metadata, "inputs", "image")
-    size = smallest_size(image.get("spatial_shape", []))
+    if missing := {"num_channels", "spatial_shape"} - image.keys():
+        message = f"network_data_format::inputs::image lacks {', '.join(sorted(missing))}"
+        raise Refusal("E-BUNDLE-METADATA", message, path=metadata.source)
+    size = smallest_size(image["spatial_shape"])
     generator = torch.Generator().manual_seed(0)
     example = torch.rand(1, image["num_channels"], *size, generator=generator)
     if bundles.purpose(inference) == "register":

@@ -58,7 +58,7 @@ def test_smallest_size_of_monais_shapes() -> None:
 
 @pytest.mark.parametrize("name", bundles.packaged_names())
 def test_packaged_bundle_verifies_and_meets_monais_schema(name: str) -> None:
-    result = verify(name, full=True)
-    assert result.ok, [check for check in result.checks if not check.ok]
+    failed = {check.name for check in verify(name, full=True).checks if not check.ok}
+    assert failed == (set() if bundles.info(name).trained else {"files", "weights", "run"})
     schema = json.loads((Path(__file__).parent / "data/meta_schema_20240725.json").read_text())
     jsonschema.validate(read_config(bundles.find(name) / "configs/metadata.json").tree, schema)
