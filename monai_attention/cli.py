@@ -14,15 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from monai_attention import DEFAULT_BUNDLE, __version__, cli_finetune, cli_registration
-from monai_attention.cli_options import add_read_options, read_options
+from monai_attention.cli_options import OK, SOME_REFUSED, WRONG_ARGUMENTS, add_read_options, read_options
 from monai_attention.errors import Refusal
 
 if TYPE_CHECKING:
     from monai_attention.bundles import BundleInfo
     from monai_attention.inference.segment import CaseResult
-
-OK, SOME_REFUSED, WRONG_ARGUMENTS = 0, 1, 2
-"""Exit codes."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,9 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return options.verb(options)
     except Refusal as refusal:
         print(f"monai-attention: {refusal}", file=sys.stderr)
-        return SOME_REFUSED if refusal.code == "E-DISK-FULL" else WRONG_ARGUMENTS
+        return SOME_REFUSED if refusal.code in ("E-DISK-FULL", "E-LOSS") else WRONG_ARGUMENTS
     except KeyboardInterrupt:
-        print("stopped; the same command goes on with the cases that are not finished", file=sys.stderr)
+        print("stopped; the same command (finetune: with --resume) goes on with what is not finished", file=sys.stderr)
         return SOME_REFUSED
     except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -5,20 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from monai_attention import DEFAULT_BUNDLE
-from monai_attention.cli_options import add_read_options, read_options
+from monai_attention.cli_options import OK, SOME_REFUSED, AddVerb, add_read_options, read_options
 
 if TYPE_CHECKING:
     from monai_attention.io.volume import ReadOptions
-
-OK, SOME_REFUSED = 0, 1
-
-AddVerb = Callable[[str, Callable[[argparse.Namespace], int], str, str], argparse.ArgumentParser]
-"""From name, function, text and example to a parser."""
 
 
 def add_verbs(add: AddVerb) -> None:
@@ -32,10 +27,14 @@ def add_verbs(add: AddVerb) -> None:
     )
     text = "train all weights, adapters of the attention, or the last layer (default: full)"
     one.add_argument("--method", choices=("full", "lora", "head"), default="full", help=text)
-    one.add_argument("--folds", type=int, default=5, metavar="N", help="parts of the people, of which one is held out")
-    one.add_argument("--fold", type=int, default=0, metavar="K", help="the part that is held out, from 0 (default: 0)")
+    one.add_argument(
+        "--folds", type=_from(2), default=5, metavar="N", help="parts of the people, of which one is held out"
+    )
+    one.add_argument(
+        "--fold", type=_from(0), default=0, metavar="K", help="the part that is held out, from 0 (default: 0)"
+    )
     length = one.add_mutually_exclusive_group()
-    length.add_argument("--epochs", type=int, metavar="N", help="length of the training (default: by a rule)")
+    length.add_argument("--epochs", type=_from(1), metavar="N", help="length of the training (default: by a rule)")
     length.add_argument("--time", type=_seconds, metavar="TIME", help="that the training may take: 45m, 4h, 2d")
     one.add_argument("--plan-only", action="store_true", help="stop before the training; the plan may be edited")
     one.add_argument("--resume", action="store_true", help="go on with a training that was stopped, or planned")
@@ -63,34 +62,41 @@ def finetune(options: argparse.Namespace) -> int:
     """Fine-tune a bundle and print what was decided and what came out."""
     from monai_attention.finetune.run import finetune as run
 
-    found = run(
-        options.inputs,
-        options.output,
-        source=options.source,
-        method=options.method,
-        epochs=options.epochs,
-        seconds=options.time,
-        fold=options.fold,
-        folds=options.folds,
-        device=options.device,
-        options=read_options(options),
-        resume=options.resume,
-        plan_only=options.plan_only,
-        progress=not options.quiet,
-    )
-    story = found.story
+    settled = {
+        "source": options.source,
+        "method": options.method,
+        "epochs": options.epochs,
+        "seconds": options.time,
+        "fold": options.fold,
+        "folds": options.folds,
+        "device": options.device,
+        "options": read_options(options),
+        "progress": not options.quiet,
+    }
+    found = run(options.inputs, options.output, **settled, resume=options.resume, plan_only=True)
+    _print_story(found.story)
+    refused = bool(found.story["refused"])
+    if options.plan_only:
+        print(f"look at {found.bundle / 'configs/train.json'}; give --resume instead of --plan-only to train")
+        return SOME_REFUSED if refused else OK
+    found = run(options.inputs, options.output, **settled, resume=True)
+    print(f"Dice of the held-out cases: {found.score:.3f}, at epoch {found.epoch}")
+    print(f"monai-attention segment SCAN -o results --bundle {options.output}")
+    return SOME_REFUSED if refused else OK
+
+
+def _print_story(story: Mapping[str, Any]) -> None:
+    """What was found and decided, before hours go into it."""
     refused = ", ".join(f"{case} ({code})" for case, code in story["refused"].items())
     print(f"{story['cases']} cases of {story['people']} people" + (f"; refused: {refused}" if refused else ""))
     for line in story["weights"]:
         print(f"    {line}")
-    for name, value in story["plan"].items():
+    plan = story["plan"]
+    for name, value in plan.items():
         print(f"    {name.replace('_', ' '):16} {' x '.join(map(str, value)) if isinstance(value, list) else value}")
-    if found.score is None:
-        print(f"look at {found.bundle / 'configs/train.json'}; give --resume instead of --plan-only to train")
-    else:
-        print(f"Dice of the held-out cases: {found.score:.3f}, at epoch {found.epoch}")
-        print(f"monai-attention segment SCAN -o results --bundle {options.output}")
-    return SOME_REFUSED if refused else OK
+    crops = plan["batch_size"] * plan["epoch_length"] * plan["max_epochs"]
+    minutes = crops * story["costs"]["seconds"] / 60
+    print(f"    steps take about {minutes:.0f} minutes as measured, without reading and validation", flush=True)
 
 
 def evaluate(options: argparse.Namespace) -> int:
@@ -144,3 +150,14 @@ def _seconds(text: str) -> float:
     if match is None or float(match[1]) == 0:
         raise argparse.ArgumentTypeError(f"expected a time, for example 45m or 4h; got {text!r}")
     return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+
+
+def _from(least: int) -> Callable[[str], int]:
+    """Reads whole numbers that are not smaller."""
+
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"expected a whole number from {least}, got {text!r}")
+        return int(text)
+
+    return number

@@ -1,13 +1,21 @@
-"""Options that several verbs have: choices about inputs that cannot be read unambiguously, as refusals name them."""
+"""What the verbs share: exit codes, and the choices about inputs that refusals name as their remedy."""
 
 from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from monai_attention.io.volume import ReadOptions
+
+
+OK, SOME_REFUSED, WRONG_ARGUMENTS = 0, 1, 2
+"""Exit codes."""
+
+AddVerb = Callable[[str, Callable[[argparse.Namespace], int], str, str], argparse.ArgumentParser]
+"""From name, function, text and example to a parser."""
 
 
 def add_read_options(parser: argparse.ArgumentParser, *, pairs: bool = False) -> None:

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from monai_attention.cli_options import add_field_options, add_read_options, read_options
+from monai_attention.cli_options import OK, SOME_REFUSED, AddVerb, add_field_options, add_read_options, read_options
 from monai_attention.registration import SIMILARITIES
 
 if TYPE_CHECKING:
     from monai_attention.registration.register import PairResult
-
-OK, SOME_REFUSED = 0, 1
-
-AddVerb = Callable[[str, Callable[[argparse.Namespace], int], str, str], argparse.ArgumentParser]
-"""From name, function, text and example to a parser."""
 
 
 def add_verbs(add: AddVerb) -> None:

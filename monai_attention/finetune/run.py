@@ -80,12 +80,12 @@ def finetune(
         progress: show bars on standard error.
 
     Raises:
-        Refusal: the cohort or the source cannot be used, the output is not empty, or the loss became NaN.
+        Refusal: the cohort, the source or the fold cannot be used, the output is not empty, or the loss became NaN.
     """
     folder = Path(output).absolute()
     story = folder / STORY
     if not 0 <= fold < folds:
-        raise ValueError(f"fold must be from 0 to {folds - 1}; got {fold}")
+        raise Refusal("E-FOLD", f"expected a fold from 0 to {folds - 1}, got {fold}", remedy="folds are counted from 0")
     there = folder.is_dir() and any(folder.iterdir())
     begun = json.loads(story.read_text(encoding="utf-8")) if story.is_file() else {}
     if resume and not begun:
@@ -130,6 +130,9 @@ def _begin(
     expect_usable(found)
     made = make_bundle(found, folder, source, method=method, epochs=epochs, seconds=seconds, fold=fold, device=device)
     listed = write_data(found, folder, folds=folds, options=options, progress=progress)
+    if fold not in {entry["fold"] for entry in listed}:
+        remedy = "the dataset says itself what is for validation: leave --fold away"
+        raise Refusal("E-FOLD", f"no case is in fold {fold}", path=found.data.source, remedy=remedy)
     refused = [one.verdict for one in found.cases if not one.usable]
     write_json(
         folder / STORY,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from monai_attention.cohort.device import device_of
 from monai_attention.errors import Refusal
 from monai_attention.finetune.handlers import loss_of
 from monai_attention.finetune.release import release
@@ -37,11 +38,13 @@ def train(bundle: Path, *, device: str | None = None, progress: bool = False) ->
         progress: show a bar of steps with the loss, the last validation's Dice and the time that is left.
 
     Raises:
-        Refusal: E-LOSS.
+        Refusal: E-LOSS, E-DEVICE.
     """
     from ignite.engine import Events
     from monai.bundle import ConfigWorkflow
 
+    if device is not None:
+        device_of(device)
     workflow = ConfigWorkflow(
         config_file=str(bundle / "configs/train.json"),
         meta_file=str(bundle / "configs/metadata.json"),

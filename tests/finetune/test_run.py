@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from monai_attention import bundles, segment
+from monai_attention.cli import main
 from monai_attention.finetune.plan import has_side
 from monai_attention.finetune.run import STORY, finetune
 from tests.finetune.make_dataset import put
@@ -120,6 +121,35 @@ def test_a_beginning_that_was_stopped_is_begun_again(data, source, tmp_path):
         == 7
     )
     assert (folder / "data/case1.image.nii").stat().st_mtime_ns == made
+
+
+def test_there_must_be_such_a_fold(data, source, tmp_path):
+    assert refusal(finetune, data, tmp_path / "new", source=source, fold=5).code == "E-FOLD"
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_command_tells_the_plan_before_it_trains(data, source, tmp_path, capsys):
+    folder = tmp_path / "new"
+    arguments = [
+        "finetune",
+        str(data),
+        "-o",
+        str(folder),
+        "--from",
+        str(source),
+        "--epochs",
+        "1",
+        "--device",
+        "cpu",
+        "-q",
+    ]
+    assert main(arguments) == 0
+    told = capsys.readouterr().out
+    assert told.index("max epochs") < told.index("Dice of the held-out cases")
+    assert "minutes as measured" in told
+    assert bundles.info(folder).trained
+    assert main(arguments) == 2
+    assert "E-OUTPUT-EXISTS" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("method", ["head", "lora"])
