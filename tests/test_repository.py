@@ -27,7 +27,8 @@ ARROWS = {
     "__init__": set(),
     "__main__": {"cli"},
     "errors": set(),
-    "io": {"errors"},
+    "columns": set(),
+    "io": {"errors", "columns"},
     "layouts": {"errors"},
     "checkpoints": {"errors", "io", "layouts"},
     "bundles": {"errors", "io", "checkpoints"},
@@ -40,10 +41,10 @@ ARROWS = {
     "synthesis": {"errors", "registration"},
     "inference": {"errors", "io", "bundles", "checkpoints", "report", "cohort"},
     "inference.demo": {"synthesis"},
-    "finetune": {"errors", "io", "bundles", "checkpoints", "report", "cohort", "inference"},
+    "finetune": {"errors", "columns", "io", "bundles", "checkpoints", "report", "cohort", "inference"},
     "cli_options": {"io"},
     "cli_registration": {"cli_options", "registration"},
-    "cli_finetune": {"cli_options", "finetune", "io", "report"},
+    "cli_finetune": {"cli_options", "columns", "finetune", "io"},
     "cli": {"errors", "io", "bundles", "report", "inference", "registration", "finetune", "cli_options"}
     | {"cli_registration", "cli_finetune"},
 }

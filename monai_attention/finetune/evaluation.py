@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from monai_attention.columns import in_columns
 from monai_attention.finetune.intervals import Difference, Estimate, differences, estimates
 from monai_attention.finetune.labelled import listed
 from monai_attention.report.evaluation import METRICS, spelled
@@ -148,8 +149,7 @@ def format_evaluation(found: Mapping[str, Any]) -> str:
         lacking = one.get("bundle") == NO_SUCH_CLASS
         cells = [NO_SUCH_CLASS] if lacking else [spelled(one[metric]) for metric in METRICS]
         rows.append((name, str(one["dice"]["cases"]), *cells, *[""] * (3 - len(cells))))
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = in_columns(rows)
     people = f"{found['people']} people as far as the dataset tells"
     lines.append(f"{found['scored']} cases of {people}; in brackets 95 % intervals of the mean, by person")
     if worst := [f"{one['case_id']} {one['dice']:.3f}" for one in found["worst"] if one["dice"] is not None]:

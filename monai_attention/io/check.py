@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from monai_attention.columns import in_columns
 from monai_attention.errors import Refusal
 from monai_attention.io import geometry
 from monai_attention.io.cases import Case, find_cases
@@ -82,8 +83,7 @@ def format_table(verdicts: Sequence[Verdict]) -> str:
         voxels = "x".join(map(str, one.shape)) if one.shape else "-"
         spacing = "x".join(f"{mm:.3g}" for mm in one.spacing_mm) if one.spacing_mm else "-"
         rows.append((one.case_id, one.verdict, voxels, spacing, one.orientation or "-", one.modality or "-"))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = in_columns(rows)
     table = [lines[0]]
     for line, one in zip(lines[1:], verdicts, strict=True):
         table.append(line)
