@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from monai_attention.finetune.evaluation import Evaluation, ScoredCase
 from monai_attention.finetune.labelled import LabelledCase, LabelledData, listed
 from monai_attention.finetune.preflight import Preflight, preflight
 from monai_attention.finetune.together import CheckedCase
+from monai_attention.io.read import DEFAULTS
 from monai_attention.io.volume import ReadOptions
 from monai_attention.io.write import check_writable, write_json
 from monai_attention.report.evaluation import write_evaluation, write_scores
@@ -73,27 +74,80 @@ def evaluate(
     info = bundles.info(bundle)
     bundles.expect_purpose(info.purpose, "segment", info.folder)
     data = find_labelled([inputs] if isinstance(inputs, str | Path) else inputs)
-    _expect_suitable(data, split, info)
+    _expect_split(data, split)
+    expect_channels(data, info)
     check_writable(output)
     found = preflight(data, options=options, progress=progress)
-    labels = corresponding(found.classes, info.classes, names or {}, data.source)
     wanted = [one for one in found.cases if split in (None, one.case.split)]
+    way = Way(names or {}, device, options, overwrite, trust_bundle, progress)
+    return summarised(score_cases(bundle, found, wanted, output, way), found, wanted, info, way, output, split=split)
+
+
+@dataclass(frozen=True)
+class Way:
+    """How cases are scored; see `evaluate`."""
+
+    names: Mapping[str, str] = field(default_factory=dict)
+    device: str | None = None
+    options: ReadOptions = DEFAULTS
+    overwrite: bool = False
+    trust_bundle: bool = False
+    progress: bool = False
+
+
+def score_cases(
+    bundle: str | Path, found: Preflight, wanted: Sequence[CheckedCase], output: Path, way: Way
+) -> list[dict[str, Any]]:
+    """Segment and score some cases of a dataset, each in its folder of `output`.
+
+    Returns:
+        What is to be told of each case, in their order; see `report.manifest.CaseRecord`.
+
+    Raises:
+        Refusal: E-CLASSES; those of `bundles.load`; or there is no such device.
+    """
+    info = bundles.info(bundle)
+    labels = corresponding(found.classes, info.classes, way.names, found.data.source)
     cases = [one.case for one in wanted if one.usable]
     parameters = {
         "program": __version__,
         "bundle": bundles.identity(bundle),
-        "options": {key: value for key, value in asdict(options).items() if key != "max_memory"},
+        "options": {key: value for key, value in asdict(way.options).items() if key != "max_memory"},
         "classes": {name: [value, labels[value]] for value, name in found.classes.items()},
     }
     fingerprints = {case.id: _fingerprint(case, parameters) for case in cases}
-    prepare = functools.partial(_prepared, bundle, trust_bundle, device, options, found, labels, progress)
-    at_a_time = CASES_AT_A_TIME if options.max_memory is None else 1
-    records = Cohort(prepare, at_a_time, progress, overwrite).work_off(cases, output, fingerprints)
-    told = [_joined(records.get(one.case.id), one) for one in wanted]
+    prepare = functools.partial(_prepared, bundle, way, found, labels)
+    at_a_time = CASES_AT_A_TIME if way.options.max_memory is None else 1
+    records = Cohort(prepare, at_a_time, way.progress, way.overwrite).work_off(cases, output, fingerprints)
+    return [_joined(records.get(one.case.id), one) for one in wanted]
+
+
+def summarised(
+    told: list[dict[str, Any]],
+    found: Preflight,
+    wanted: Sequence[CheckedCase],
+    info: bundles.BundleInfo,
+    way: Way,
+    output: Path,
+    *,
+    split: str | None = None,
+) -> Evaluation:
+    """All cases together, and the tables and the page of them in `output`.
+
+    Args:
+        told: see `score_cases`.
+        found: the dataset.
+        wanted: the cases.
+        info: of the bundle.
+        way: how they were scored.
+        output: folder.
+        split: that these cases are; see `Evaluation`.
+    """
+    labels = corresponding(found.classes, info.classes, way.names, found.data.source)
     groups = {one.case.id: one.case.group for one in wanted}
     result = Evaluation(
         bundle=f"{info.name} {info.version}",
-        source=str(data.source),
+        source=str(found.data.source),
         split=split,
         classes=found.classes,
         meant_by={name: tuple(info.classes[one] for one in labels[value]) for value, name in found.classes.items()},
@@ -104,17 +158,24 @@ def evaluate(
     write_scores(output / "scores.csv", told, found.classes)
     write_json(output / "summary.json", result.to_json())
     order = {one.case_id: place for place, one in enumerate(result.worst)}
-    told.sort(key=lambda one: order.get(one["case_id"], len(order)))
-    write_evaluation(output / "report.html", result.to_json(), told)
+    shown = sorted(told, key=lambda one: order.get(one["case_id"], len(order)))
+    write_evaluation(output / "report.html", result.to_json(), shown)
     return result
 
 
-def _expect_suitable(data: LabelledData, split: str | None, info: bundles.BundleInfo) -> None:
-    """Refuse at once what would be refused case by case, hours later."""
+def _expect_split(data: LabelledData, split: str | None) -> None:
     if split is not None and not any(case.split == split for case in data.cases):
         splits = sorted({case.split for case in data.cases if case.split})
         message = f"no case is in the {split} split; the dataset has {listed(splits) or 'no splits'}"
         raise Refusal("E-EMPTY", message, path=data.source, remedy="leave the split out, or name one that is there")
+
+
+def expect_channels(data: LabelledData, info: bundles.BundleInfo) -> None:
+    """Refuse at once what would be refused case by case, hours later.
+
+    Raises:
+        Refusal: E-CHANNELS.
+    """
     if len(data.channels) != info.requirements.channels:
         message = f"expected {info.requirements.channels} image channel(s), got {len(data.channels)}"
         remedy = "choose a bundle for these channels, or give a .csv with a column for each channel that it wants"
@@ -122,26 +183,19 @@ def _expect_suitable(data: LabelledData, split: str | None, info: bundles.Bundle
 
 
 def _prepared(
-    bundle: str | Path,
-    trust: bool,
-    device: str | None,
-    options: ReadOptions,
-    found: Preflight,
-    labels: Mapping[int, tuple[int, ...]],
-    progress: bool,
-    stopped: threading.Event,
+    bundle: str | Path, way: Way, found: Preflight, labels: Mapping[int, tuple[int, ...]], stopped: threading.Event
 ) -> RunCase:
     """The function that runs a case; imports torch and monai, which takes seconds."""
     from monai_attention.cohort.device import device_of
     from monai_attention.finetune.evaluate_case import Task, run_case
     from monai_attention.inference.case import Settings
 
-    place = device_of(device)
-    loaded = bundles.load(bundle, trust=trust)
+    place = device_of(way.device)
+    loaded = bundles.load(bundle, trust=way.trust_bundle)
     loaded.network.to(place)
-    settings = Settings(loaded, place, options, stopped=stopped)
+    settings = Settings(loaded, place, way.options, stopped=stopped)
     task: Task = Task(len(found.data.channels), found.classes, labels)
-    return functools.partial(run_case, settings=settings, task=task, progress=progress)
+    return functools.partial(run_case, settings=settings, task=task, progress=way.progress)
 
 
 def _fingerprint(case: LabelledCase, parameters: Mapping[str, Any]) -> str:
