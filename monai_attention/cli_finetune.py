@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from monai_attention import DEFAULT_BUNDLE
 from monai_attention.cli_options import OK, SOME_REFUSED, AddVerb, add_read_options, read_options
+from monai_attention.columns import in_columns
 
 if TYPE_CHECKING:
     from monai_attention.io.volume import ReadOptions
@@ -22,20 +23,21 @@ def add_verbs(add: AddVerb) -> None:
     one = add("finetune", finetune, "fine-tune a bundle on labelled cases; the result is a bundle", example)
     one.add_argument("inputs", nargs="+", metavar="DATA", help="dataset: folder, CSV or dataset.json; or two folders")
     one.add_argument("-o", "--output", required=True, metavar="BUNDLE", help="folder of the new bundle")
-    one.add_argument(
-        "--from", dest="source", default=DEFAULT_BUNDLE, metavar="BUNDLE", help="to begin with (default: %(default)s)"
-    )
+    text = "to begin with, or `none` for random weights (default: %(default)s)"
+    one.add_argument("--from", dest="source", default=DEFAULT_BUNDLE, metavar="BUNDLE", help=text)
     text = "train all weights, adapters of the attention, or the last layer (default: full)"
     one.add_argument("--method", choices=("full", "lora", "head"), default="full", help=text)
-    one.add_argument(
-        "--folds", type=_from(2), default=5, metavar="N", help="parts of the people, of which one is held out"
+    text = (
+        "cross-validate: hold out each of N parts of the people in turn, then train on all (default: hold out one of 5)"
     )
-    one.add_argument(
-        "--fold", type=_from(0), default=0, metavar="K", help="the part that is held out, from 0 (default: 0)"
-    )
+    one.add_argument("--folds", type=_from(2), metavar="N", help=text)
+    text = "hold out only part K, from 0; with --resume, do only this training"
+    one.add_argument("--fold", type=_from(0), metavar="K", help=text)
+    text = "also train as long from random weights, to see what the source's are good for"
+    one.add_argument("--compare", choices=("scratch",), help=text)
     length = one.add_mutually_exclusive_group()
-    length.add_argument("--epochs", type=_from(1), metavar="N", help="length of the training (default: by a rule)")
-    length.add_argument("--time", type=_seconds, metavar="TIME", help="that the training may take: 45m, 4h, 2d")
+    length.add_argument("--epochs", type=_from(1), metavar="N", help="length of each training (default: by a rule)")
+    length.add_argument("--time", type=_seconds, metavar="TIME", help="that all training may take: 45m, 4h, 2d")
     one.add_argument("--plan-only", action="store_true", help="stop before the training; the plan may be edited")
     one.add_argument("--resume", action="store_true", help="go on with a training that was stopped, or planned")
     one.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
@@ -60,15 +62,17 @@ def add_verbs(add: AddVerb) -> None:
 
 def finetune(options: argparse.Namespace) -> int:
     """Fine-tune a bundle and print what was decided and what came out."""
+    from monai_attention.finetune.comparison import table
     from monai_attention.finetune.run import finetune as run
 
     settled = {
-        "source": options.source,
+        "source": None if options.source == "none" else options.source,
         "method": options.method,
         "epochs": options.epochs,
         "seconds": options.time,
         "fold": options.fold,
         "folds": options.folds,
+        "compare": options.compare,
         "device": options.device,
         "options": read_options(options),
         "progress": not options.quiet,
@@ -79,8 +83,17 @@ def finetune(options: argparse.Namespace) -> int:
     if options.plan_only:
         print(f"look at {found.bundle / 'configs/train.json'}; give --resume instead of --plan-only to train")
         return SOME_REFUSED if refused else OK
+    if not options.resume:
+        settled["fold"] = None  # it is in the plan now; with `resume` it would mean this training only
     found = run(options.inputs, options.output, **settled, resume=True)
-    print(f"Dice of the held-out cases: {found.score:.3f}, at epoch {found.epoch}")
+    if found.judged is None:
+        print(f"fold {options.fold} is done; when all are, --resume without --fold trains on all cases, and judges")
+        return SOME_REFUSED if refused else OK
+    print("\n".join(in_columns(table(found.judged))))
+    print("Dice of held-out cases; in brackets 95 % intervals of the mean, by person")
+    for name, why in found.judged["lacking"].items():
+        print(f"not compared with {name}: {why}")
+    print(f"look at {found.bundle / 'evaluation/this_bundle/report.html'}, and {found.bundle / 'docs/README.md'}")
     print(f"monai-attention segment SCAN -o results --bundle {options.output}")
     return SOME_REFUSED if refused else OK
 

@@ -4,37 +4,37 @@ from __future__ import annotations
 
 import csv
 import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from monai_attention.finetune.comparison import table
+from monai_attention.finetune.training import outcome_of, output_of
 from monai_attention.io.write import write_text
 
 
-def write_card(folder: Path, story: dict[str, Any], runs: Path, score: float, epoch: int) -> None:
+def write_card(folder: Path, story: Mapping[str, Any], judged: Mapping[str, Any]) -> None:
     """Write `docs/README.md`.
 
     Args:
         folder: of the bundle.
-        story: see `run.STORY`.
-        score: mean Dice over the held-out cases and classes.
-        runs: folder of the training, with `epochs.csv`.
-        epoch: of the weights that were kept.
+        story: see `begin.STORY`.
+        judged: see `comparison.comparison`.
     """
-    held_out = sum(one == story["fold"] for one in story["folds"].values())
+    crossed = len(story["trainings"]) > 1
+    held_out = sum(one in story["trainings"] for one in story["folds"].values())
+    learned_from = story["cases"] - (0 if crossed else held_out)
     plan = "\n".join(f"| {name.replace('_', ' ')} | {_spelled(value)} |" for name, value in story["plan"].items())
     classes = "\n".join(_class(name, ml) for name, ml in story["classes"].items())
     weights = "\n".join(f"- {line}" for line in story["weights"])
-    with (runs / "epochs.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    curve = "\n".join(f"| {row['epoch']} | {row['loss']} | {row.get('val_mean_dice') or ''} |" for row in _few(rows))
-    seconds = sum(float(row["seconds"]) for row in rows)
+    source = "random weights" if story["source"] is None else Path(story["source"]).name
     write_text(
         folder / "docs/README.md",
         f"""# {folder.name}
 
 Segments {", ".join(story["classes"])}. **For research. Not a medical device.**
 
-Fine-tuned from {story["source"]} on {story["cases"] - held_out} cases; {held_out} others were held out.
+Trained on {learned_from} cases, beginning with {source}.
 
 ## Trained on
 
@@ -57,24 +57,70 @@ configs/train.json --bundle_root .`, and then `... run release ...`; where `runs
 
 ## Scores
 
-Mean Dice over classes and the {held_out} held-out cases: **{score:.3f}** (weights of epoch {epoch}, chosen by this very
-score, so it flatters; `monai-attention evaluate` on cases that are not in `data/` does not).
+{_how_judged(folder, story, held_out)}
 
-| epoch | loss | validation Dice |
-|---|---|---|
-{curve}
+{_markdown(table(judged))}
 
-{len(rows)} epochs took {seconds / 60:.0f} minutes.
+Dice; in brackets 95 % intervals of the mean over people, n/a with fewer than three. The other measures, of this bundle:
+
+{_markdown([tuple(row[:2]) for row in table(judged, "surface_dice")], "surface Dice")}
+
+{_markdown([tuple(row[:2]) for row in table(judged, "hd95_mm")], "HD95, mm")}
+
+{_lacking(judged)}
+
+## Training
+
+{_curve(folder, story)}
 
 ## Where it fails
 
-Not known. It was judged on {held_out} cases like those it was trained on, and on nothing else.
+Not known beyond the scores. It was judged on {held_out} cases like those it was trained on, and on nothing else.
 
 ## Licence
 
-That of the source bundle, see LICENSE, as far as the data it was fine-tuned on allow.
+That of the source bundle, see LICENSE, as far as the data it was trained on allow.
 """,
     )
+
+
+def _how_judged(folder: Path, story: Mapping[str, Any], held_out: int) -> str:
+    """Whose weights were judged, and what that is worth."""
+    if len(story["trainings"]) > 1:
+        count = len(story["trainings"]) - 1
+        return (
+            f"Cross-validated: the people were divided into {count} folds, and each case was segmented by a training "
+            "that had not seen its person. The weights in `models/` are of one more training, as long, on all cases; "
+            "these scores are what is known of it."
+        )
+    outcome = outcome_of(folder, story["trainings"][0])
+    assert outcome is not None
+    return (
+        f"Of the {held_out} held-out cases. The weights, of epoch {outcome['epoch']}, were chosen by validation on "
+        "these very cases, so it flatters; `monai-attention evaluate` on cases that are not in `data/` does not, nor "
+        "does cross-validation (`--folds`)."
+    )
+
+
+def _lacking(judged: Mapping[str, Any]) -> str:
+    return "\n".join(f"Not compared with {name}: {why}." for name, why in judged["lacking"].items())
+
+
+def _curve(folder: Path, story: Mapping[str, Any]) -> str:
+    """Of the training whose weights the bundle has."""
+    with (output_of(folder, story["trainings"][-1]) / "epochs.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    shown = [(row["epoch"], row["loss"], row.get("val_mean_dice") or "") for row in _few(rows)]
+    minutes = sum(float(row["seconds"]) for row in rows) / 60
+    lines = _markdown([("epoch", "loss", "validation Dice"), *shown])
+    return f"{lines}\n\n{len(rows)} epochs took {minutes:.0f} minutes."
+
+
+def _markdown(rows: Sequence[tuple[str, ...]], measure: str = "") -> str:
+    """A table; `measure` replaces the heading of its second column."""
+    heading, *others = rows
+    heading = (heading[0], measure) if measure else heading
+    return "\n".join(f"| {' | '.join(row)} |" for row in (heading, ("---",) * len(heading), *others))
 
 
 def _class(name: str, ml: list[float]) -> str:
@@ -90,4 +136,6 @@ def _few(rows: list[dict[str, str]]) -> list[dict[str, str]]:
 
 
 def _spelled(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(value) or "none"
     return " x ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -29,8 +29,6 @@ class PreparedCases(Dataset):
     def __init__(self, folder: str | Path, cases: Sequence[Mapping[str, Any]]) -> None:
         self.folder = Path(folder)
         self.cases = list(cases)
-        if not self.cases:
-            raise ValueError(f"expected cases of {folder}, got none; is there one of the fold that was asked for?")
 
     def __len__(self) -> int:
         return len(self.cases)
@@ -63,6 +61,9 @@ class PreparedCrops(Dataset):
         labelled: share of the crops that are around a labelled voxel.
         reach: see `transform`.
         seed: another seed, another set.
+
+    Raises:
+        ValueError: there are no cases.
     """
 
     def __init__(
@@ -76,6 +77,8 @@ class PreparedCrops(Dataset):
         reach: float = 1.25,
         seed: int = 0,
     ) -> None:
+        if not len(cases):
+            raise ValueError(f"expected cases of {cases.folder}, got none; is every case in the fold that is held out?")
         self.cases = cases
         self.roi_size = tuple(roi_size)
         self.cut = tuple(math.ceil(reach * n) for n in roi_size)

@@ -7,8 +7,10 @@ number of classes by chance is told from one that is by nature.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -34,21 +36,28 @@ class Ends:
     heads: Mapping[str, int]
 
 
-def make_from(config: Config) -> Make:
+def make_from(config: Config, more: Mapping[str, Any] | None = None) -> Make:
     """How to make the network of a bundle's inference configuration (`network_def`) for other channels and classes.
 
     Args:
         config: as `monai_attention.bundles.configurations` gives it; what it may make is decided once more.
+        more: further arguments.
 
     Raises:
         Refusal: when a network is made: `E-BUNDLE-CONFIG` if its class does not take these arguments.
     """
 
     def make(in_channels: int, out_channels: int) -> nn.Module:
-        changes = {"network_def::in_channels": in_channels, "network_def::out_channels": out_channels}
+        arguments = {**(more or {}), "in_channels": in_channels, "out_channels": out_channels}
+        changes = {f"network_def::{name}": value for name, value in arguments.items()}
         return Builder(replace(config, tree=override(config.tree, changes))).make("network_def")
 
     return make
+
+
+def takes(network: nn.Module, name: str) -> bool:
+    """Whether the class of a network has a keyword argument of this name."""
+    return name in inspect.signature(type(network)).parameters
 
 
 def find_ends(make: Make, in_channels: int, out_channels: int) -> Ends:

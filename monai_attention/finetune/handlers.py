@@ -101,10 +101,35 @@ class KeepBest:
         best = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else None
         if best is not None and best["score"] > score and best["epoch"] < engine.state.epoch:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(self.path) as temporary:
-            torch.save(self.network.state_dict(), temporary)
-        write_json(note, {"score": score, "epoch": engine.state.epoch})
+        _keep(self.path, self.network, {"score": score, "epoch": engine.state.epoch})
+
+
+class KeepLast:
+    """Keeps the weights that a training ends with, whatever validation says: what is judged then was not chosen by.
+
+    Args:
+        path: of the weights, a plain state dict; a JSON with the epoch is beside them.
+        network: whose they are.
+    """
+
+    def __init__(self, path: str | Path, network: nn.Module) -> None:
+        self.path = Path(path)
+        self.network = network
+
+    def attach(self, engine: Engine) -> None:
+        """Wait for the end of `engine`."""
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Save the weights."""
+        _keep(self.path, self.network, {"score": None, "epoch": engine.state.epoch})
+
+
+def _keep(path: Path, network: nn.Module, told: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        torch.save(network.state_dict(), temporary)
+    write_json(path.with_suffix(".json"), told)
 
 
 class EpochTable:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from monai.inferers import SlidingWindowInferer
 from monai.utils.misc import ensure_tuple_rep
+from torch import nn
 
 from monai_attention import __version__, bundles
 from monai_attention.bundle_build import Builder
@@ -20,12 +21,13 @@ from monai_attention.bundle_metadata import gate
 from monai_attention.bundles import LoadedBundle
 from monai_attention.cohort.device import device_of
 from monai_attention.errors import Refusal
-from monai_attention.finetune.adapt import Adaptation, Named, adapt
-from monai_attention.finetune.ends import find_ends, make_from
+from monai_attention.finetune.adapt import Named, adapt
+from monai_attention.finetune.ends import find_ends, make_from, takes
 from monai_attention.finetune.folds import FOLDS, folds_of
-from monai_attention.finetune.plan import Costs, Plan, measured, planned
+from monai_attention.finetune.plan import SHARE, Costs, Plan, measured, planned
 from monai_attention.finetune.preflight import Preflight
 from monai_attention.finetune.prepared import write_prepared
+from monai_attention.finetune.preprocessing import planned_preprocessing
 from monai_attention.finetune.recipe import inference_config, train_config
 from monai_attention.io.read import DEFAULTS
 from monai_attention.io.volume import ReadOptions, Requirements
@@ -36,19 +38,36 @@ INITIAL = "models/initial.pt"
 
 
 @dataclass(frozen=True)
+class Wishes:
+    """What a user may want of a training.
+
+    Args:
+        method: `full`, `lora` or `head`; or `scratch`, which takes the source's architecture, but no weights.
+        epochs: of the training; None: by `seconds`, or a rule, see `plan`.
+        seconds: that the training may take.
+        device: to train on; None takes CUDA if there is one.
+    """
+
+    method: str = "full"
+    epochs: int | None = None
+    seconds: float | None = None
+    device: str | None = None
+
+
+@dataclass(frozen=True)
 class NewBundle:
     """What was made.
 
     Args:
         folder: of the bundle.
         plan: what its training will do.
-        adaptation: what became of the source's weights.
+        weights: what became of the source's, a line each.
         costs: of a training step, as measured.
     """
 
     folder: Path
     plan: Plan
-    adaptation: Adaptation
+    weights: list[str]
     costs: Costs
 
 
@@ -56,38 +75,96 @@ def make_bundle(
     found: Preflight,
     folder: Path,
     source: str | Path,
+    wishes: Wishes,
     *,
-    method: str = "full",
-    epochs: int | None = None,
-    seconds: float | None = None,
-    fold: int = 0,
-    device: str | None = None,
+    own_preprocessing: bool = False,
+    fold: int | None = 0,
+    keep: str = "best",
+    data: str = "data",
 ) -> NewBundle:
     """Write a bundle that is ready to be trained: all but its data, see `write_data`.
 
     Args:
         found: the cohort.
         folder: of the new bundle; made if needed.
-        source: bundle whose architecture, preprocessing and weights are taken; see `bundles.find`.
-        method: `full`, `lora` or `head`.
-        epochs: of the training; see `plan.planned`.
-        seconds: that the training may take.
-        fold: held out.
-        device: to train on; None takes CUDA if there is one.
+        source: bundle whose architecture, weights and preprocessing are taken; see `bundles.find`.
+        wishes: of the user.
+        own_preprocessing: plan it by the cohort; else it is the source's, which its weights were learned with.
+        fold: held out; see `recipe.train_config`.
+        keep: which weights; see `recipe.train_config`.
+        data: folder of the prepared cases, from the bundle's.
 
     Raises:
         Refusal: the source cannot be loaded, or not be adapted.
     """
-    place = device_of(device)
+    place = device_of(wishes.device)
     loaded = bundles.load(source)
     origin = bundles.find(source)
     names = ("background", *found.classes.values())
     channels = len(found.data.channels)
+    config = bundles.configurations(origin, {})[1]
+    for name in ("models", "configs", "docs"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    network, trained, lines = _first_weights(config, loaded, names, channels, fresh=wishes.method == "scratch")
+    with replacing(folder / INITIAL) as temporary:
+        torch.save(network.state_dict(), temporary)
+    roi_size = _window(loaded)
+    costs = measured(network, channels, roi_size, place)
+    in_training = {"deep_supervision": True} if takes(network, "deep_supervision") else {}
+    if costs.saved_bytes > SHARE * costs.free_bytes and takes(network, "use_checkpoint"):
+        in_training["use_checkpoint"] = True
+        costs = measured(make_from(config, in_training)(channels, len(names)), channels, roi_size, place)
     inference = inference_config(read_config(origin / "configs/inference.json"), channels=channels, classes=len(names))
-    make = make_from(bundles.configurations(origin, {})[1])
-    ends = find_ends(make, channels, len(names))
+    if own_preprocessing:
+        inference["spacing"], inference["preprocessing"] = planned_preprocessing(found, roi_size)
+    plan = planned(
+        wishes.method,
+        roi_size,
+        names[1:],
+        costs,
+        place,
+        oriented=_oriented(inference),
+        network=in_training,
+        epochs=wishes.epochs,
+        seconds=wishes.seconds,
+    )
+    write_json(folder / "configs/inference.json", inference)
+    recipe = train_config(inference, plan, trained=trained, fold=fold, keep=keep, data=data)
+    write_json(folder / "configs/train.json", recipe)
+    made_from = f"{loaded.name} {loaded.version}"
+    begun = (
+        f"trained from scratch, built like {made_from},"
+        if wishes.method == "scratch"
+        else f"fine-tuned from {made_from}"
+    )
+    metadata = _metadata(read_config(origin / "configs/metadata.json"), found, folder.name, begun)
+    write_json(folder / "configs/metadata.json", metadata)
+    for name in ("LICENSE", "configs/logging.conf"):
+        if (origin / name).is_file():
+            shutil.copyfile(origin / name, folder / name)
+    return NewBundle(folder, plan, lines, costs)
+
+
+def for_fold(folder: Path, target: Path) -> Path:
+    """A copy of a new bundle that can hold the weights of one fold; there already, it is left as it is."""
+    for name in ("LICENSE", "configs/inference.json", "configs/metadata.json"):
+        if (folder / name).is_file() and not (target / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            with replacing(target / name) as temporary:
+                shutil.copyfile(folder / name, temporary)
+    return target
+
+
+def _first_weights(
+    config: Config, loaded: LoadedBundle, names: tuple[str, ...], channels: int, *, fresh: bool
+) -> tuple[nn.Module, list[str], list[str]]:
+    """The network with them, the parameters that every method trains, and what became of the source's weights."""
+    make = make_from(config)
     torch.manual_seed(0)
     network = make(channels, len(names))
+    if fresh:
+        return network, [], ["all weights initialised afresh"]
+    ends = find_ends(make, channels, len(names))
     adaptation = adapt(
         network,
         loaded.network.state_dict(),
@@ -95,27 +172,8 @@ def make_bundle(
         source=Named(tuple(loaded.classes.values()), ("",) * loaded.requirements.channels),
         target=Named(names, ("",) * channels),
     )
-    for name in ("models", "configs", "docs"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    with replacing(folder / INITIAL) as temporary:
-        torch.save(network.state_dict(), temporary)
     changed = {one.name for one in adaptation.changed}
-    trained = [*ends.heads, *(name for name in ends.inputs if name in changed)]
-    roi_size = _window(loaded)
-    costs = measured(network, channels, roi_size, place)
-    plan = planned(
-        method, roi_size, names[1:], costs, place, oriented=_oriented(inference), epochs=epochs, seconds=seconds
-    )
-    metadata = _metadata(
-        read_config(origin / "configs/metadata.json"), found, folder.name, f"{loaded.name} {loaded.version}"
-    )
-    write_json(folder / "configs/inference.json", inference)
-    write_json(folder / "configs/train.json", train_config(inference, plan, trained=trained, fold=fold))
-    write_json(folder / "configs/metadata.json", metadata)
-    for name in ("LICENSE", "configs/logging.conf"):
-        if (origin / name).is_file():
-            shutil.copyfile(origin / name, folder / name)
-    return NewBundle(folder, plan, adaptation, costs)
+    return network, [*ends.heads, *(name for name in ends.inputs if name in changed)], adaptation.lines()
 
 
 def write_data(
@@ -160,16 +218,16 @@ def _oriented(inference: Mapping[str, Any]) -> bool:
     return any(str(turn.get("axcodes", ""))[:1] in ("R", "L") for turn in turns)
 
 
-def _metadata(source: Config, found: Preflight, name: str, origin: str) -> dict[str, Any]:
+def _metadata(source: Config, found: Preflight, name: str, begun: str) -> dict[str, Any]:
     """The source's, with what is the cohort's."""
     tree = json.loads(json.dumps(source.tree))
     classes = dict(enumerate(("background", *found.classes.values())))
     tree |= {
         "name": name,
         "version": "0.1.0",
-        "changelog": {"0.1.0": f"fine-tuned from {origin} by monai_attention {__version__}"},
+        "changelog": {"0.1.0": f"{begun} by monai_attention {__version__}"},
         "task": f"Segmentation of {', '.join(found.classes.values())}",
-        "description": f"Fine-tuned from {origin} on {len(found.usable)} labelled cases.",
+        "description": f"{begun.capitalize()} on {len(found.usable)} labelled cases.",
         "authors": "",
         "copyright": "",
         "data_source": f"{len(found.usable)} cases of the user's",
@@ -182,6 +240,8 @@ def _metadata(source: Config, found: Preflight, name: str, origin: str) -> dict[
     image |= {"num_channels": len(found.data.channels), "channel_def": dict(enumerate(found.data.channels))}
     tree["network_data_format"]["outputs"]["pred"] |= {"num_channels": len(classes), "channel_def": classes}
     tree["gate"] = _gate(gate(source), found)
+    if len(tree["gate"]["modalities"]) == 1:
+        image["modality"] = tree["gate"]["modalities"][0]
     return tree
 
 

@@ -2,14 +2,17 @@
 
 The rules:
 
-- **Spacing, windows, preprocessing** are the source bundle's: its weights were learned with them.
+- **Spacing, windows, preprocessing** are the source bundle's: its weights were learned with them. From scratch they are
+  planned by the cohort, see `monai_attention.finetune.preprocessing`.
 - **Batch**: 2 crops; 1 where what the network saves for the backward pass (measured, not guessed) would take more than
   a third of the memory that is free.
+- **Gradient checkpointing** where one crop would still take more than that, and the network can.
+- **Deep supervision** where the network can.
 - **Epoch**: 50 steps on the CPU, 100 on a GPU; validation every fifth of the training, and at least every 10 epochs.
-- **Length**: as told (`epochs` or `seconds`, by the time that steps were measured to take); else 40 epochs, and 20 for
-  the head alone.
+- **Length**: as told (`epochs` or `seconds`, by the time that steps were measured to take); else 40 epochs, 20 for the
+  head alone, and 200 from scratch.
 - **Rates**: 1e-3 for the head and LoRA, 3e-4 for the whole network, falling by a quarter from layer to layer towards
-  the input; a cosine after a warm-up of one epoch at most.
+  the input; 1e-3 for all layers from scratch; a cosine after a warm-up of one epoch at most.
 - **Mirroring** left and right only where no class has a side, and the preprocessing orients images.
 """
 
@@ -19,15 +22,18 @@ import math
 import os
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-METHODS = ("full", "lora", "head")
-RATES = {"full": 3e-4, "lora": 1e-3, "head": 1e-3}
-EPOCHS = {"full": 40, "lora": 40, "head": 20}
+METHODS = ("full", "lora", "head", "scratch")
+RATES = {"full": 3e-4, "lora": 1e-3, "head": 1e-3, "scratch": 1e-3}
+DECAYS = {"full": 0.75, "lora": 0.75, "head": 0.75, "scratch": 1.0}
+EPOCHS = {"full": 40, "lora": 40, "head": 20, "scratch": 200}
+SHARE = 1 / 3
+"""Of the free memory, that a batch may save for the backward pass."""
 SIDES = re.compile(r"left|right|l|r|lh|rh|lt|rt|link\w*|recht\w*|gauche|droite?", re.IGNORECASE)
 """A word in the name of a class: it has a side."""
 
@@ -44,7 +50,9 @@ class Plan:
         max_epochs: of the training.
         val_interval: epochs from one validation to the next.
         learning_rate: of the last layer.
+        rate_decay: what a layer's rate is multiplied by for the one before it.
         mirror: whether crops are mirrored along x.
+        network: arguments of the network that hold in training only, such as `use_checkpoint`.
     """
 
     method: str
@@ -54,7 +62,9 @@ class Plan:
     max_epochs: int
     val_interval: int
     learning_rate: float
+    rate_decay: float
     mirror: bool
+    network: Mapping[str, bool]
 
 
 @dataclass(frozen=True)
@@ -80,6 +90,7 @@ def planned(
     device: torch.device,
     *,
     oriented: bool,
+    network: Mapping[str, bool],
     epochs: int | None = None,
     seconds: float | None = None,
 ) -> Plan:
@@ -92,6 +103,7 @@ def planned(
         costs: see `measured`.
         device: to train on.
         oriented: whether the first axis of what the network sees runs from side to side.
+        network: see `Plan`.
         epochs: as the user wants; None: by `seconds`, or the rule.
         seconds: the training may take, validation (a fifth is kept for it) included.
 
@@ -102,7 +114,7 @@ def planned(
         raise ValueError(f"method must be one of {METHODS}; got {method!r}")
     if (epochs is not None and epochs < 1) or (seconds is not None and seconds <= 0):
         raise ValueError(f"expected at least one epoch, or some time; got {epochs} epochs, {seconds} s")
-    batch_size = 2 if 2 * costs.saved_bytes < costs.free_bytes / 3 else 1
+    batch_size = 2 if 2 * costs.saved_bytes < SHARE * costs.free_bytes else 1
     epoch_length = 50 if device.type == "cpu" else 100
     if epochs is None and seconds is not None:
         steps = 0.8 * seconds / (costs.seconds * batch_size)
@@ -117,7 +129,9 @@ def planned(
         epochs,
         max(1, min(10, math.ceil(epochs / 5))),
         RATES[method],
+        DECAYS[method],
         mirror=oriented and not any(map(has_side, classes)),
+        network=dict(network),
     )
 
 

@@ -26,22 +26,27 @@ def inference_config(source: Config, *, channels: int, classes: int) -> dict[str
     return tree
 
 
-def train_config(inference: Mapping[str, Any], plan: Plan, *, trained: Sequence[str], fold: int) -> dict[str, Any]:
+def train_config(
+    inference: Mapping[str, Any], plan: Plan, *, trained: Sequence[str], fold: int | None, keep: str, data: str = "data"
+) -> dict[str, Any]:
     """`train.json`: trains on the crops of `data/`, in the bundle's own folder, and goes on where it was stopped.
 
     Args:
         inference: `inference.json` of the new bundle.
         plan: its values stand at the top.
         trained: parameters that every method trains: the head's, and input layers that were made anew.
-        fold: held out.
+        fold: held out; None trains on all cases.
+        keep: `best` keeps the weights that the held-out cases liked best, `last` those of the last epoch.
+        data: folder of the prepared cases, from the bundle's.
     """
     window = {key: value for key, value in inference["inferer"].items() if key != "progress"}
     scripts = "monai_attention.finetune"
-    own = ["roi_size", "batch_size", "epoch_length", "max_epochs", "val_interval", "learning_rate"]
+    own = ["roi_size", "batch_size", "epoch_length", "max_epochs", "val_interval", "learning_rate", "rate_decay"]
     adapted = {
         "full": "@loaded",
         "head": "$train_only(@loaded, @trained) or @loaded",
         "lora": f"$add_lora(@loaded, rank={RANK}, train=@trained) and @loaded",
+        "scratch": "@loaded",
     }
     flips = (
         [{"_target_": "RandFlipd", "keys": ["image", "label"], "prob": 0.5, "spatial_axis": 0}] if plan.mirror else []
@@ -58,18 +63,19 @@ def train_config(inference: Mapping[str, Any], plan: Plan, *, trained: Sequence[
             f"$from {scripts}.release import release",
         ],
         "bundle_root": ".",
-        "data_dir": "$@bundle_root + '/data'",
+        "data_dir": f"$@bundle_root + '/{data}'",
         "fold": fold,
-        "output_dir": "$@bundle_root + '/runs/fold_' + str(@fold)",
+        "keep": keep,
+        "output_dir": "$@bundle_root + '/runs/' + ('all' if @fold is None else 'fold_' + str(@fold))",
         "device": "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')",
         "seed": 0,
         "num_workers": 1,
         "amp": True,
         **{name: _plain(getattr(plan, name)) for name in own},
-        "rate_decay": 0.75,
         "trained": list(trained),
         "cases": "$json.load(open(@data_dir + '/cases.json'))",
         **{key: value for key, value in inference.items() if key in _needed(inference)},
+        "network_def": {**inference["network_def"], **plan.network},
         "network": "$@network_def.to(@device)",
         "loaded": "$load_weights(@network, @bundle_root + '/models/initial.pt') and @network",
         "adapted": adapted[plan.method],
@@ -112,7 +118,7 @@ def train_config(inference: Mapping[str, Any], plan: Plan, *, trained: Sequence[
             "cases": {
                 "_target_": f"{scripts}.crops.PreparedCases",
                 "folder": "@data_dir",
-                "cases": "$[case for case in @cases if case['fold'] != @fold]",
+                "cases": "$[case for case in @cases if case['fold'] != @fold]",  # with fold None: all
             },
             "dataset": {
                 "_target_": f"{scripts}.crops.PreparedCrops",
@@ -139,13 +145,14 @@ def train_config(inference: Mapping[str, Any], plan: Plan, *, trained: Sequence[
                 },
                 {
                     "_target_": "ValidationHandler",
+                    "_disabled_": "$@fold is None",
                     "validator": "@validate#evaluator",
                     "epoch_level": True,
                     "interval": "@val_interval",
                 },
                 {
                     "_target_": "ValidationHandler",
-                    "_disabled_": "$@max_epochs % @val_interval == 0",
+                    "_disabled_": "$@fold is None or @max_epochs % @val_interval == 0",
                     "validator": "@validate#evaluator",
                     "epoch_level": True,
                     "interval": "@max_epochs",
@@ -155,6 +162,12 @@ def train_config(inference: Mapping[str, Any], plan: Plan, *, trained: Sequence[
                     "path": "$@output_dir + '/epochs.csv'",
                     "validator": "@validate#evaluator",
                     "rate": "$lambda: @optimizer.param_groups[0]['lr']",
+                },
+                {
+                    "_target_": f"{scripts}.handlers.KeepLast",
+                    "_disabled_": "$@keep == 'best'",
+                    "path": "$@output_dir + '/kept.pt'",
+                    "network": "$@ema.ema_model",
                 },
             ],
             "trainer": {
@@ -220,7 +233,8 @@ def train_config(inference: Mapping[str, Any], plan: Plan, *, trained: Sequence[
             "handlers": [
                 {
                     "_target_": f"{scripts}.handlers.KeepBest",
-                    "path": "$@output_dir + '/best.pt'",
+                    "_disabled_": "$@keep != 'best'",
+                    "path": "$@output_dir + '/kept.pt'",
                     "network": "$@ema.ema_model",
                     "metric": "val_mean_dice",
                 }
@@ -243,7 +257,7 @@ def train_config(inference: Mapping[str, Any], plan: Plan, *, trained: Sequence[
                 "val_handlers": "@validate#handlers",
             },
         },
-        "release": ["$release(@output_dir + '/best.pt', @adapted, @bundle_root)"],
+        "release": ["$release(@output_dir + '/kept.pt', @adapted, @bundle_root)"],
         "initialize": ["$monai.utils.set_determinism(@seed)"],
         "run": [
             "$@save.attach(@train#trainer)",

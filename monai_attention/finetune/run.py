@@ -1,26 +1,29 @@
-"""Fine-tune a bundle on a labelled cohort: look at the data, plan, prepare, train; the result is a bundle again."""
+"""Fine-tune a bundle on a labelled cohort: look at the data, plan, prepare, train, judge; the result is a bundle."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from monai_attention import DEFAULT_BUNDLE
+from monai_attention import DEFAULT_BUNDLE, bundles
 from monai_attention.errors import Refusal
+from monai_attention.finetune.begin import STORY, begin, scratch_of, trainings_of
 from monai_attention.finetune.card import write_card
 from monai_attention.finetune.dataset import find_labelled
-from monai_attention.finetune.folds import FOLDS
-from monai_attention.finetune.preflight import preflight
+from monai_attention.finetune.evaluate import Way
+from monai_attention.finetune.judge import SOURCE, judge
+from monai_attention.finetune.new_bundle import Wishes, for_fold
+from monai_attention.finetune.preflight import Preflight, preflight
+from monai_attention.finetune.training import train
 from monai_attention.io.read import DEFAULTS
 from monai_attention.io.volume import ReadOptions
-from monai_attention.io.write import check_writable, write_json
-from monai_attention.report.training_data import write_training_data
+from monai_attention.io.write import check_writable
 
-STORY = "finetune.json"
-"""In the new bundle: where it came from and what was decided, for the card, and for going on."""
+NEW, SCRATCH = "this bundle", "from scratch"
+"""Contenders, see `judge`."""
 
 
 @dataclass(frozen=True)
@@ -30,26 +33,30 @@ class Finetuned:
     Args:
         bundle: folder of the new bundle.
         story: plan, what became of the weights, cases and classes.
-        score: mean Dice over the held-out cases, None if nothing was trained.
-        epoch: of the weights that were kept.
+        judged: scores of held-out cases, see `comparison.comparison`; None until all trainings are done.
     """
 
     bundle: Path
     story: dict[str, Any]
-    score: float | None = None
-    epoch: int | None = None
+    judged: dict[str, Any] | None = None
+
+    @property
+    def score(self) -> float | None:
+        """Mean Dice over classes of the held-out cases, on their own grids."""
+        return None if self.judged is None else self.judged["contenders"][NEW]["mean_over_classes"]["dice"]["mean"]
 
 
 def finetune(
     data: str | Path | Sequence[str | Path],
     output: str | Path,
     *,
-    source: str | Path = DEFAULT_BUNDLE,
+    source: str | Path | None = DEFAULT_BUNDLE,
     method: str = "full",
     epochs: int | None = None,
     seconds: float | None = None,
-    fold: int = 0,
-    folds: int = FOLDS,
+    fold: int | None = None,
+    folds: int | None = None,
+    compare: str | None = None,
     device: str | None = None,
     options: ReadOptions = DEFAULTS,
     resume: bool = False,
@@ -60,18 +67,23 @@ def finetune(
 
     The new bundle has the source's architecture and preprocessing, the cohort's classes and channels, and everything
     that was decided in `configs/train.json`, which plain MONAI runs as well. In it are also `preflight.html` (a picture
-    of every case), `data/` (the cases as the network sees them) and `runs/` (checkpoints and `epochs.csv`); these may
-    be deleted when the training is done.
+    of every case), `data/` (the cases as the network sees them), `runs/` (checkpoints and `epochs.csv`) and
+    `evaluation/` (scores and pictures of held-out cases); these may be deleted when all is done.
+
+    One fold of the people is held out, unless `folds` asks for cross-validation: then each fold is held out in turn,
+    and the new bundle's weights come from one more training, on all cases, which is as long.
 
     Args:
         data: see `dataset.find_labelled`.
         output: folder of the new bundle; must be empty, but with `resume`.
-        source: packaged name, folder or zip of the bundle to begin with.
+        source: packaged name, folder or zip of the bundle to begin with; None: from scratch, with the architecture of
+            `DEFAULT_BUNDLE` and preprocessing planned by the cohort.
         method: `full` trains all weights, `lora` adapters of the attention, `head` the last layer.
-        epochs: of the training; None: by `seconds`, or a rule, see `plan`.
-        seconds: that the training may take.
-        fold: which part of the people is held out for validation, from 0.
-        folds: parts that the people are divided into.
+        epochs: of each training; None: by `seconds`, or a rule, see `plan`.
+        seconds: that all trainings together may take.
+        fold: hold out only this part of the people, from 0. With `resume`: do only this training, and judge nothing.
+        folds: parts that the people are divided into, five if nothing is said; without `fold`: cross-validate.
+        compare: `scratch` also trains, as long, from random weights, for the comparison.
         device: torch device; None takes CUDA if there is one, else the CPU.
         options: choices about inputs that cannot be read unambiguously.
         resume: go on in a bundle that a stopped run has begun, by the configurations in it; what is given here of the
@@ -81,11 +93,10 @@ def finetune(
 
     Raises:
         Refusal: the cohort, the source or the fold cannot be used, the output is not empty, or the loss became NaN.
+        ValueError: an unknown `method` or `compare`.
     """
     folder = Path(output).absolute()
     story = folder / STORY
-    if not 0 <= fold < folds:
-        raise Refusal("E-FOLD", f"expected a fold from 0 to {folds - 1}, got {fold}", remedy="folds are counted from 0")
     there = folder.is_dir() and any(folder.iterdir())
     begun = json.loads(story.read_text(encoding="utf-8")) if story.is_file() else {}
     if resume and not begun:
@@ -94,59 +105,59 @@ def finetune(
     if there and not resume:
         remedy = "add --resume to go on with it, or name another folder"
         raise Refusal("E-OUTPUT-EXISTS", "the folder of the new bundle is not empty", path=folder, remedy=remedy)
+    if compare not in (None, "scratch"):
+        raise ValueError(f"expected compare to be 'scratch' or None, got {compare!r}")
+    found = None
     if "plan" not in begun:  # a beginning that was stopped is begun again; cases that were prepared are kept
+        trainings_of(fold, folds)
         check_writable(folder)
-        _begin(data, folder, source, method, epochs, seconds, fold, folds, device, options, progress)
+        found = _look(data, options, pictures=True, progress=progress)
+        wishes = Wishes("scratch" if source is None else method, epochs, seconds, device)
+        place = source if source is None or str(source) in bundles.packaged_names() else Path(source).absolute()
+        begin(found, folder, place, wishes, fold=fold, folds=folds, compare=compare, options=options, progress=progress)
     told = json.loads(story.read_text(encoding="utf-8"))
     if plan_only:
         return Finetuned(folder, told)
-    from monai_attention.finetune.training import train
+    _train(folder, told, fold if resume else None, device, progress)
+    if resume and fold is not None and len(told["trainings"]) > 1:
+        return Finetuned(folder, told)
+    found = found or _look(data, options, pictures=False, progress=progress)
+    way = Way(device=device, options=options, progress=progress)
+    judged = judge(folder / "evaluation", found, told["folds"], _contenders(folder, told), way)
+    write_card(folder, told, judged)
+    return Finetuned(folder, told, judged)
 
-    trained = train(folder, device=device, progress=progress)
-    write_card(folder, told, trained.folder, trained.score, trained.epoch)
-    return Finetuned(folder, told, trained.score, trained.epoch)
 
-
-def _begin(
-    data: str | Path | Sequence[str | Path],
-    folder: Path,
-    source: str | Path,
-    method: str,
-    epochs: int | None,
-    seconds: float | None,
-    fold: int,
-    folds: int,
-    device: str | None,
-    options: ReadOptions,
-    progress: bool,
-) -> None:
-    """Everything before the training; the story is written last, so that half a beginning is none."""
-    from monai_attention.finetune.new_bundle import expect_usable, make_bundle, write_data
-
-    write_json(folder / STORY, {"begun": True})
+def _look(
+    data: str | Path | Sequence[str | Path], options: ReadOptions, *, pictures: bool, progress: bool
+) -> Preflight:
     given = [data] if isinstance(data, str | Path) else data
-    found = preflight(find_labelled(given), options=options, pictures=True, progress=progress)
-    write_training_data(folder / "preflight.html", found.to_json(), {one.case.id: one.picture for one in found.cases})
-    expect_usable(found)
-    made = make_bundle(found, folder, source, method=method, epochs=epochs, seconds=seconds, fold=fold, device=device)
-    listed = write_data(found, folder, folds=folds, options=options, progress=progress)
-    if fold not in {entry["fold"] for entry in listed}:
-        remedy = "the dataset says itself what is for validation: leave --fold away"
-        raise Refusal("E-FOLD", f"no case is in fold {fold}", path=found.data.source, remedy=remedy)
-    refused = [one.verdict for one in found.cases if not one.usable]
-    write_json(
-        folder / STORY,
-        {
-            "source": Path(source).name,
-            "fold": fold,
-            "plan": asdict(made.plan),
-            "costs": asdict(made.costs),
-            "weights": made.adaptation.lines(),
-            "classes": {name: found.volumes_ml()[name] for name in found.classes.values()},
-            "channels": list(found.data.channels),
-            "cases": len(listed),
-            "people": len({one.case.group for one in found.usable}),
-            "refused": {verdict.case_id: verdict.code for verdict in refused},
-            "folds": {entry["id"]: entry["fold"] for entry in listed},
-        },
-    )
+    return preflight(find_labelled(given), options=options, pictures=pictures, progress=progress)
+
+
+def _train(folder: Path, story: Mapping[str, Any], only: int | None, device: str | None, progress: bool) -> None:
+    """All trainings that are not done, or only one."""
+    if only is not None and only not in story["trainings"]:
+        message = f"expected one of the trainings that were planned, got fold {only}"
+        raise Refusal("E-FOLD", message, path=folder, remedy=f"planned are {story['trainings']}")
+    made = [folder, *([scratch_of(folder)] if story["compare"] else [])]
+    for fold in [only] if only is not None else story["trainings"]:
+        for bundle in made if fold is not None else made[:1]:
+            target = _target(bundle, fold, story)
+            train(bundle, fold, for_fold(bundle, target), device=device, progress=progress)
+
+
+def _target(bundle: Path, fold: int | None, story: Mapping[str, Any]) -> Path:
+    """Which bundle gets the weights of a training: the last one's are the new bundle's."""
+    return bundle if fold == story["trainings"][-1] else bundle / f"runs/fold_{fold}" / bundle.name
+
+
+def _contenders(folder: Path, story: Mapping[str, Any]) -> dict[str, dict[int, Path | str]]:
+    """See `judge`."""
+    held_out = [fold for fold in story["trainings"] if fold is not None]
+    found: dict[str, dict[int, Path | str]] = {NEW: {fold: _target(folder, fold, story) for fold in held_out}}
+    if story["source"] is not None:
+        found[SOURCE] = dict.fromkeys(held_out, story["source"])
+    if story["compare"]:
+        found[SCRATCH] = {fold: _target(scratch_of(folder), fold, story) for fold in held_out}
+    return found

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -12,28 +12,33 @@ from monai_attention.cohort.device import device_of
 from monai_attention.errors import Refusal
 from monai_attention.finetune.handlers import loss_of
 from monai_attention.finetune.release import release
+from monai_attention.io.write import write_text
+
+KEPT = "kept.json"
+"""Beside the weights that a training keeps: their epoch, and their score if they were chosen by it."""
+
+DONE = "done.json"
+"""The same, written when the training is over and its weights are in their bundle."""
 
 
-@dataclass(frozen=True)
-class Trained:
-    """What came of a training.
+def output_of(bundle: Path, fold: int | None) -> Path:
+    """Folder of a training's checkpoints and its table, `epochs.csv`."""
+    return bundle / "runs" / ("all" if fold is None else f"fold_{fold}")
+
+
+def outcome_of(bundle: Path, fold: int | None) -> dict[str, Any] | None:
+    """`epoch` and `score` (None if the weights were not chosen by it) of a training that is over; None of another."""
+    done = output_of(bundle, fold) / DONE
+    return json.loads(done.read_text(encoding="utf-8")) if done.is_file() else None
+
+
+def train(bundle: Path, fold: int | None, target: Path, *, device: str | None = None, progress: bool = False) -> None:
+    """Train a bundle by its `configs/train.json`, or go on with it, and put the weights that it keeps into a bundle.
 
     Args:
-        folder: of its checkpoints and its table, `epochs.csv`.
-        score: mean Dice over held-out cases and classes, of the weights that were kept.
-        epoch: they are of.
-    """
-
-    folder: Path
-    score: float
-    epoch: int
-
-
-def train(bundle: Path, *, device: str | None = None, progress: bool = False) -> Trained:
-    """Train a bundle by its `configs/train.json`, and put the best weights into `models/model.pt`.
-
-    Args:
-        bundle: its folder.
+        bundle: folder of the bundle that has the configuration, and gets `runs/`.
+        fold: held out; None trains on all cases.
+        target: folder of the bundle that gets the weights: the same, or one of this fold's own.
         device: torch device; None: what `train.json` says.
         progress: show a bar of steps with the loss, the last validation's Dice and the time that is left.
 
@@ -45,12 +50,15 @@ def train(bundle: Path, *, device: str | None = None, progress: bool = False) ->
 
     if device is not None:
         device_of(device)
+    if outcome_of(bundle, fold):
+        return
     workflow = ConfigWorkflow(
         config_file=str(bundle / "configs/train.json"),
         meta_file=str(bundle / "configs/metadata.json"),
         logging_file=False,
         workflow_type="train",
         bundle_root=str(bundle),
+        fold=fold,
         **({} if device is None else {"device": f"$torch.device({device!r})"}),
     )
     workflow.initialize()
@@ -59,7 +67,8 @@ def train(bundle: Path, *, device: str | None = None, progress: bool = False) ->
         parser.get_parsed_content(f"{what}#{who}") for what, who in (("train", "trainer"), ("validate", "evaluator"))
     )
     total = parser.get_parsed_content("max_epochs") * parser.get_parsed_content("epoch_length")
-    with tqdm(total=total, desc="training", unit="step", disable=not progress) as bar:
+    described = "training on all" if fold is None else f"training, fold {fold} held out"
+    with tqdm(total=total, desc=described, unit="step", disable=not progress) as bar:
 
         def advance(engine: object) -> None:
             bar.update(trainer.state.iteration - bar.n)
@@ -71,11 +80,10 @@ def train(bundle: Path, *, device: str | None = None, progress: bool = False) ->
             workflow.run()
         except RuntimeError as error:  # MONAI wraps what an expression raises
             raise _refusal_in(error) or error from None
-    folder = Path(parser.get_parsed_content("output_dir"))
-    release(folder / "best.pt", parser.get_parsed_content("adapted"), bundle)
+    folder = output_of(bundle, fold)
+    release(folder / "kept.pt", parser.get_parsed_content("adapted"), target)
     workflow.finalize()
-    best = json.loads((folder / "best.json").read_text(encoding="utf-8"))
-    return Trained(folder, best["score"], best["epoch"])
+    write_text(folder / DONE, (folder / KEPT).read_text(encoding="utf-8"))
 
 
 def _refusal_in(error: BaseException) -> Refusal | None:

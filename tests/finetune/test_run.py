@@ -13,8 +13,9 @@ import torch
 
 from monai_attention import bundles, segment
 from monai_attention.cli import main
+from monai_attention.finetune.begin import STORY
 from monai_attention.finetune.plan import has_side
-from monai_attention.finetune.run import STORY, finetune
+from monai_attention.finetune.run import NEW, SCRATCH, finetune
 from tests.finetune.make_dataset import put
 from tests.make_flexunetr_bundle import INFERENCE, make_bundle
 from tests.refusals import refusal
@@ -68,7 +69,8 @@ def test_it_learns(tuned):
         rows = list(csv.DictReader(file))
     assert len(rows) == 3
     assert float(rows[-1]["loss"]) < float(rows[0]["loss"]) - 0.1
-    assert tuned.score > 0.2  # 150 steps from nothing
+    assert float(rows[-1]["val_mean_dice"]) > 0.2  # 150 steps from nothing
+    assert tuned.score > 0.2
 
 
 def test_row_50_a_training_that_is_killed_goes_on_to_the_same_curve(tuned, data, source, tmp_path):
@@ -145,11 +147,43 @@ def test_the_command_tells_the_plan_before_it_trains(data, source, tmp_path, cap
     ]
     assert main(arguments) == 0
     told = capsys.readouterr().out
-    assert told.index("max epochs") < told.index("Dice of the held-out cases")
+    assert told.index("max epochs") < told.index("Dice of held-out cases")
     assert "minutes as measured" in told
     assert bundles.info(folder).trained
     assert main(arguments) == 2
     assert "E-OUTPUT-EXISTS" in capsys.readouterr().err
+
+
+def test_folds_are_held_out_in_turn_and_compared_with_random_weights(data, source, tmp_path):
+    folder = tmp_path / "new"
+    settled = {"source": source, "epochs": 1, "device": "cpu"}
+    finetune(data, folder, **settled, folds=2, compare="scratch", plan_only=True)
+    alone = finetune(data, folder, **settled, fold=1, resume=True)
+    assert alone.judged is None
+    assert sorted(path.name for path in (folder / "runs").iterdir()) == ["fold_1"]
+    assert refusal(finetune, data, folder, **settled, fold=2, resume=True).code == "E-FOLD"
+    weights = torch.load(folder / "runs/fold_1/new/models/model.pt", weights_only=True)
+    made = finetune(data, folder, **settled, resume=True)
+    assert sorted(path.name for path in (folder / "runs").iterdir()) == ["all", "fold_0", "fold_1"]
+    again = torch.load(folder / "runs/fold_1/new/models/model.pt", weights_only=True)
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
+    assert bundles.info(folder).trained
+    contenders = made.judged["contenders"]
+    assert list(contenders) == [NEW, SCRATCH]
+    assert all(one["scored"] == 5 for one in contenders.values())  # each case once, by whoever did not train on it
+    assert list(made.judged["lacking"]) == ["source as it was"]  # it has no class of these names
+    assert made.judged["differences"][SCRATCH]["dice"]["class_1"]["estimate"]["cases"] == 5
+    card = (folder / "docs/README.md").read_text()
+    assert "Cross-validated: the people were divided into 2 folds" in card
+    assert "Not compared with source as it was" in card
+
+
+def test_from_scratch_the_preprocessing_is_the_cohorts(data, tmp_path):
+    made = finetune(data, tmp_path / "new", source=None, epochs=1, device="cpu", plan_only=True)
+    assert made.story["weights"] == ["all weights initialised afresh"]
+    assert json.loads((made.bundle / "configs/inference.json").read_text())["spacing"] == [2.0, 2.0, 2.0]
+    recipe = json.loads((made.bundle / "configs/train.json").read_text())
+    assert (recipe["learning_rate"], recipe["rate_decay"]) == (1e-3, 1.0)
 
 
 @pytest.mark.parametrize("method", ["head", "lora"])
