@@ -44,7 +44,7 @@ ARROWS = {
     "finetune": {"errors", "columns", "io", "bundles", "checkpoints", "report", "cohort", "inference"},
     "cli_options": {"io"},
     "cli_registration": {"cli_options", "registration"},
-    "cli_finetune": {"cli_options", "columns", "finetune", "io"},
+    "cli_finetune": {"cli_options", "columns", "finetune", "io", "report"},
     "cli": {"errors", "io", "bundles", "report", "inference", "registration", "finetune", "cli_options"}
     | {"cli_registration", "cli_finetune"},
 }
