@@ -149,7 +149,7 @@ def _window_attention(
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     groups = cut(q.shape[1:-1], window, shift)
     shapes = [_weight_shape(q.shape[0], boxes, num_heads) for boxes in groups]
-    kept = q.new_empty(sum(map(math.prod, shapes)) if keep else 0)
+    kept = q.new_empty((sum(map(math.prod, shapes)) if keep else 0,))
     # Detached, or the fused kernel of the CPU gives way to the formula that makes all of the score matrix.
     bias = None if bias is None else bias.detach().to(q.dtype).contiguous()
     for boxes, shape, weights in zip(groups, shapes, _split(kept, shapes), strict=True):

@@ -7,6 +7,7 @@ import re
 
 import pytest
 import torch
+from monai.data import MetaTensor
 from torch import nn
 
 import monai_attention.networks
@@ -67,6 +68,17 @@ def network_class(request):
 def _build(network_class, dims=3, **options):
     torch.manual_seed(0)
     return network_class(2, 3, **{**_small(network_class.__name__, dims), **options})
+
+
+def test_a_metatensor_is_trained_on_like_a_tensor(network_class):
+    network, image = _build(network_class).train(), torch.randn(1, 2, 16, 16, 16)
+    results = []
+    for one in (image, MetaTensor(image)):
+        torch.manual_seed(0)
+        network.zero_grad()
+        network(one).as_subclass(torch.Tensor).square().mean().backward()
+        results.append([one.grad for one in network.parameters() if one.grad is not None])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 @pytest.mark.parametrize("size", [(16, 16), (19, 33), (16, 16, 16), (17, 20, 9)])
