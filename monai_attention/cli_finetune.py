@@ -106,10 +106,19 @@ def _print_story(story: Mapping[str, Any]) -> None:
         print(f"    {line}")
     plan = story["plan"]
     for name, value in plan.items():
-        print(f"    {name.replace('_', ' '):16} {' x '.join(map(str, value)) if isinstance(value, list) else value}")
+        print(f"    {name.replace('_', ' '):16} {_spelled(value)}")
+    held_out = [fold for fold in story["trainings"] if fold is not None]
+    trainings = len(story["trainings"]) + (len(held_out) if story["compare"] else 0)
     crops = plan["batch_size"] * plan["epoch_length"] * plan["max_epochs"]
-    minutes = crops * story["costs"]["seconds"] / 60
-    print(f"    steps take about {minutes:.0f} minutes as measured, without reading and validation", flush=True)
+    minutes = trainings * crops * story["costs"]["seconds"] / 60
+    steps = "its steps take" if trainings == 1 else f"the steps of {trainings} trainings take"
+    print(f"    {steps} about {minutes:.0f} minutes as measured, without reading and validation", flush=True)
+
+
+def _spelled(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(name.replace("_", " ") for name in value) or "as it is"
+    return " x ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def evaluate(options: argparse.Namespace) -> int:

@@ -17,7 +17,6 @@ from torch import nn
 from monai_attention import __version__, bundles
 from monai_attention.bundle_build import Builder
 from monai_attention.bundle_config import Config, read_config
-from monai_attention.bundle_metadata import gate
 from monai_attention.bundles import LoadedBundle
 from monai_attention.cohort.device import device_of
 from monai_attention.errors import Refusal
@@ -138,6 +137,8 @@ def make_bundle(
         else f"fine-tuned from {made_from}"
     )
     metadata = _metadata(read_config(origin / "configs/metadata.json"), found, folder.name, begun)
+    metadata["gate"] = _gate(None if wishes.method == "scratch" else loaded.requirements, found)
+    metadata["network_data_format"]["inputs"]["image"]["modality"] = "/".join(metadata["gate"]["modalities"]) or "n/a"
     write_json(folder / "configs/metadata.json", metadata)
     for name in ("LICENSE", "configs/logging.conf"):
         if (origin / name).is_file():
@@ -231,6 +232,8 @@ def _metadata(source: Config, found: Preflight, name: str, begun: str) -> dict[s
         "authors": "",
         "copyright": "",
         "data_source": f"{len(found.usable)} cases of the user's",
+        "image_classes": f"{', '.join(found.data.channels)}; intensities as inference.json prepares them",
+        "pred_classes": f"{len(classes)} channels of logits, background first",
         "label_values": {name: value for value, name in found.classes.items()},
         "plausible_ml": _plausible(found.volumes_ml(), len(found.usable)),
         "weights": {},
@@ -239,31 +242,35 @@ def _metadata(source: Config, found: Preflight, name: str, begun: str) -> dict[s
     image = tree["network_data_format"]["inputs"]["image"]
     image |= {"num_channels": len(found.data.channels), "channel_def": dict(enumerate(found.data.channels))}
     tree["network_data_format"]["outputs"]["pred"] |= {"num_channels": len(classes), "channel_def": classes}
-    tree["gate"] = _gate(gate(source), found)
-    if len(tree["gate"]["modalities"]) == 1:
-        image["modality"] = tree["gate"]["modalities"][0]
     return tree
 
 
-def _gate(source: Requirements, found: Preflight) -> dict[str, Any]:
-    """What the source accepts, widened to what it is now trained on.
+def _gate(source: Requirements | None, found: Preflight) -> dict[str, Any]:
+    """What the source accepts, widened to what it is now trained on; from scratch, twice as much either way as that.
 
     Modalities are those seen, where files tell them; where they do not, intensities alone tell what is not alike.
     """
     seen = [one.statistics for one in found.usable if one.statistics]
     spacings = [mm for one in seen for mm in one.spacing_mm]
     extents = [n * mm for one in seen for n, mm in zip(one.shape, one.spacing_mm, strict=True)]
-    modalities = sorted({one.verdict.modality for one in found.usable if one.verdict.modality})
     low = min(channel.low for one in seen for channel in one.intensities)
     high = max(channel.high for one in seen for channel in one.intensities)
-    room = high - low
+    finest, coarsest, shortest = (
+        (min(spacings) / 2, max(spacings) * 2, min(extents) / 2)
+        if source is None
+        else (
+            min(source.spacing_mm[0], *spacings),
+            max(source.spacing_mm[1], *spacings),
+            min(source.min_extent_mm, *extents),
+        )
+    )
     return {
-        "modalities": modalities,
+        "modalities": sorted({one.verdict.modality for one in found.usable if one.verdict.modality}),
         "channels": len(found.data.channels),
-        "spacing_mm": [min(source.spacing_mm[0], *spacings), max(source.spacing_mm[1], *spacings)],
-        "min_extent_mm": round(min(source.min_extent_mm, *extents), 3),
-        "needs_orientation": source.needs_orientation,
-        "value_range": [low - room, high + 3 * room],
+        "spacing_mm": [round(finest, 3), round(coarsest, 3)],
+        "min_extent_mm": round(shortest, 3),
+        "needs_orientation": source is None or source.needs_orientation,
+        "value_range": [low - (high - low), high + 3 * (high - low)],
     }
 
 

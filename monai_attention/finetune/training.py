@@ -79,7 +79,9 @@ def train(bundle: Path, fold: int | None, target: Path, *, device: str | None = 
         try:
             workflow.run()
         except RuntimeError as error:  # MONAI wraps what an expression raises
-            raise _refusal_in(error) or error from None
+            if (refusal := _refusal_in(error)) is not None:
+                raise refusal from None
+            raise
     folder = output_of(bundle, fold)
     release(folder / "kept.pt", parser.get_parsed_content("adapted"), target)
     workflow.finalize()

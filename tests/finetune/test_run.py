@@ -12,10 +12,12 @@ import pytest
 import torch
 
 from monai_attention import bundles, segment
+from monai_attention.checkpoints import release_weights
 from monai_attention.cli import main
 from monai_attention.finetune.begin import STORY
 from monai_attention.finetune.plan import has_side
 from monai_attention.finetune.run import NEW, SCRATCH, finetune
+from monai_attention.networks.nnformer import NNFormer
 from tests.finetune.make_dataset import put
 from tests.make_flexunetr_bundle import INFERENCE, make_bundle
 from tests.refusals import refusal
@@ -184,6 +186,33 @@ def test_from_scratch_the_preprocessing_is_the_cohorts(data, tmp_path):
     assert json.loads((made.bundle / "configs/inference.json").read_text())["spacing"] == [2.0, 2.0, 2.0]
     recipe = json.loads((made.bundle / "configs/train.json").read_text())
     assert (recipe["learning_rate"], recipe["rate_decay"]) == (1e-3, 1.0)
+
+
+def test_a_network_gets_what_it_can_in_training(data, tmp_path, monkeypatch):
+    make = {"_target_": "monai_attention.networks.nnformer.NNFormer", "in_channels": 1, "out_channels": 3}
+    make |= {
+        "roi_size": [16, 16, 16],
+        "patch_size": [2, 2, 2],
+        "feature_size": 8,
+        "depths": [1, 1, 1],
+        "num_heads": [2, 2, 2],
+    }
+    make |= {"decoder_heads": [2, 2], "window": [4, 2, 2]}
+    torch.manual_seed(0)
+    network = NNFormer(**{name: value for name, value in make.items() if name != "_target_"})
+    origin = make_bundle(tmp_path / "source", SOURCE | {"network_def": make})
+    torch.save(network.state_dict(), tmp_path / "weights.pt")
+    release_weights(tmp_path / "weights.pt", origin)
+    monkeypatch.setattr("monai_attention.finetune.plan.free_bytes", lambda device: 1)
+    made = finetune(data, tmp_path / "new", source=origin, epochs=1, device="cpu")
+    assert made.story["plan"]["network"] == {"deep_supervision": True, "use_checkpoint": True}
+    recipe = json.loads((made.bundle / "configs/train.json").read_text())
+    assert recipe["network_def"]["use_checkpoint"]
+    assert recipe["batch_size"] == 1
+    before, after = (torch.load(made.bundle / f"models/{name}.pt", weights_only=True) for name in ("initial", "model"))
+    heads = [name for name in before if "heads" in name and name.endswith("weight")]
+    assert len(heads) == 2
+    assert not any(torch.equal(before[name].half(), after[name].half()) for name in heads)
 
 
 @pytest.mark.parametrize("method", ["head", "lora"])
