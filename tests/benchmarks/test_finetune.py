@@ -1,0 +1,103 @@
+"""The benchmark of fine-tuning in small: heads made of formulas, a tiny network, one epoch."""
+
+import json
+
+import nibabel
+import numpy as np
+import pytest
+
+from benchmarks import finetune
+from benchmarks.finetune import Contender, table
+from benchmarks.finetune_cohorts import TASKS, cohort, make_cohorts
+from monai_attention.finetune.dataset import find_labelled
+from monai_attention.io.write import write_nifti
+from monai_attention.synthesis.phantom import head_labels
+from tests.make_flexunetr_bundle import INFERENCE, METADATA, TENSOR, make_bundle
+
+SPACING_MM = 8.0
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory):
+    """Eight heads, each cut off at another height."""
+    folder = tmp_path_factory.mktemp("labels")
+    labels, affine = head_labels(4.0)
+    for person in range(1, 9):
+        write_nifti(folder / f"{person:02d}.nii.gz", labels[..., person // 2 :], affine)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """Two of the task's classes, no training."""
+    spacing = {"_target_": "Spacingd", "keys": "image", "pixdim": [SPACING_MM] * 3}
+    steps = [spacing if one["_target_"] == "Spacingd" else one for one in INFERENCE["preprocessing"]["transforms"]]
+    inference = INFERENCE | {"preprocessing": {"_target_": "Compose", "transforms": steps}}
+    names = {"0": "background", "1": "cerebellum", "2": "brain-stem"}
+    outputs = {"pred": TENSOR | {"num_channels": 3, "value_range": [0, 1], "channel_def": names}}
+    told = METADATA | {"network_data_format": METADATA["network_data_format"] | {"outputs": outputs}}
+    return make_bundle(tmp_path_factory.mktemp("source") / "source", inference, told)
+
+
+def world(mask, affine):
+    """Centre of a mask in mm."""
+    return affine[:3, :3] @ np.argwhere(mask).mean(axis=0) + affine[:3, 3]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_labels_lie_on_what_they_name(task, tmp_path):
+    labels, affine = head_labels(1.0)  # two voxels an edge of the scan's
+    for person in range(4):
+        write_nifti(tmp_path / f"{person}.nii.gz", labels, affine)
+    make_cohorts(TASKS[task], sorted(tmp_path.glob("*.nii.gz")), [1], tmp_path / "out")
+    (case,) = find_labelled([cohort(tmp_path / "out", 1)]).cases
+    image, truth = (nibabel.load(path) for path in (case.images[0], case.label))
+    values = np.asarray(truth.dataobj)
+    assert np.allclose(image.affine, truth.affine)
+    for number, (name, members) in enumerate(TASKS[task].classes.items(), start=1):
+        fine = np.isin(labels, members)
+        if fine.any():
+            assert np.linalg.norm(world(values == number, truth.affine) - world(fine, affine)) < 0.5, name
+    air = np.asarray(image.dataobj) < 100
+    assert air[0].mean() > 0.9  # a margin is left around the head
+    assert not air[values > 1].any()  # the first class may be dark fluid
+
+
+def test_cohorts_are_nested_and_split_by_people(people, tmp_path):
+    make_cohorts(TASKS["contrast"], sorted(people.glob("*")), [3, 5], tmp_path)
+    groups = {size: [case.group for case in find_labelled([cohort(tmp_path, size)]).cases] for size in (0, 3, 5)}
+    assert groups[5] == [f"patient0{person}" for person in range(1, 6)]
+    assert groups[3] == groups[5][:3]
+    assert groups[0] == [f"patient0{person}" for person in (6, 6, 7, 7, 8, 8)]
+    with pytest.raises(ValueError, match="cohorts of 1 to 5 people"):
+        make_cohorts(TASKS["contrast"], sorted(people.glob("*")), [6], tmp_path)
+
+
+def test_a_run_is_told_and_not_repeated(people, source, tmp_path, capsys):
+    given = ["--labels", people, "--work", tmp_path, "--task", "contrast", "--cases", "5", "--epochs", "1"]
+    given += ["--methods", "source", "scratch", "--source", source, "--threads", "1"]
+    finetune.main([str(one) for one in given])
+    results = sorted(tmp_path.rglob("result.json"))
+    made = [path.stat().st_mtime_ns for path in results]
+    first = capsys.readouterr().out
+    finetune.main([str(one) for one in given])
+    assert [path.stat().st_mtime_ns for path in results] == made
+    assert capsys.readouterr().out == first
+    as_it_was, scratch = (json.loads(path.read_text()) for path in sorted(results, reverse=True))
+    assert as_it_was.keys() < scratch.keys()
+    assert set(scratch["people"]) == {"patient06", "patient07", "patient08"}
+    assert scratch["epoch"] == 1
+    assert scratch["minutes"] > 0
+    train = json.loads((tmp_path / "contrast/scratch_5people_1epochs/bundle/configs/train.json").read_text())
+    assert train["rate_decay"] == 1.0
+
+
+def test_the_table_has_a_line_for_each_contender():
+    whole = {"dice": 0.7, "interval": [0.6, 0.8], "people": {"a": 0.6, "b": 0.8}}
+    trained = {"parameters": 40_000, "epoch": 3, "minutes": 4.04, "peak_gb": 1.52}
+    results = {Contender("contrast", "source", 0, 0): whole, Contender("contrast", "lora", 5, 4): whole | trained}
+    results[Contender("contrast", "lora", 5, 4)]["interval"] = None
+    assert table(results).splitlines()[2:] == [
+        "|  | source as it was | 0.700 (0.600 to 0.800) |  |  |  |  |",
+        "| 5 | lora | 0.700 (0.600 to 0.800, people) | 0.04 M | 3 of 4 | 4.0 min | 1.5 GB |",
+    ]
