@@ -19,11 +19,11 @@ the epochs, validation included and preparation left out; peak is that of the tr
 from __future__ import annotations
 
 import argparse
+import csv
 import fcntl
 import json
 import os
 import resource
-import shutil
 import statistics
 import subprocess
 import sys
@@ -40,18 +40,17 @@ from benchmarks.finetune_cohorts import HELD_OUT, TASKS, TEST_SCANS, cohort, mak
 from benchmarks.networks import save
 from benchmarks.side_by_side import Settings as Machine
 from benchmarks.side_by_side import machine
-from monai_attention import DEFAULT_BUNDLE, bundles
-from monai_attention.checkpoints import release_weights
+from monai_attention import DEFAULT_BUNDLE
+from monai_attention.finetune.begin import STORY
 from monai_attention.finetune.evaluate import evaluate
 from monai_attention.finetune.evaluation import Evaluation
-from monai_attention.finetune.run import STORY, Finetuned, finetune
+from monai_attention.finetune.run import finetune
+from monai_attention.finetune.training import outcome_of, output_of
 from monai_attention.io.write import write_json
 
 METHODS = ("source", "full", "lora", "head", "scratch")
 EPOCHS = 4
 """Of 50 steps of two crops."""
-SCRATCH = {"rate_decay": 1.0, "learning_rate": 1e-3}
-"""What of a plan for pretrained weights would starve layers that know nothing."""
 
 
 @dataclass(frozen=True)
@@ -111,39 +110,21 @@ def contend(one: Contender, work: Path, source: str | Path) -> None:
 
 
 def trained(one: Contender, data: Path, bundle: Path, source: str | Path) -> dict[str, Any]:
-    """Train a contender, and tell what it took."""
-    found = from_scratch(one, data, bundle, source) if one.method == "scratch" else tuned(one, data, bundle, source)
+    """Train a contender, or go on with it, and tell what it took."""
+    begun = (bundle / STORY).is_file()
+    finetune(data, bundle, source=source, method=one.method, epochs=one.epochs, device="cpu", resume=begun)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    rows = (found.bundle / "runs/fold_0/epochs.csv").read_text().splitlines()
-    seconds = rows[0].split(",").index("seconds")
+    with (output_of(bundle, 0) / "epochs.csv").open(newline="", encoding="utf-8") as file:
+        seconds = [float(row["seconds"]) for row in csv.DictReader(file)]
+    outcome = outcome_of(bundle, 0) or {}
     return {
-        "parameters": trainable(found.bundle),
-        "minutes": sum(float(row.split(",")[seconds]) for row in rows[1:]) / 60,
+        "parameters": trainable(bundle),
+        "minutes": sum(seconds) / 60,
         "peak_gb": peak,
-        "epoch": found.epoch,
+        "epoch": outcome["epoch"],
         "epochs": one.epochs,
-        "validation_dice": found.score,
+        "validation_dice": outcome["score"],
     }
-
-
-def tuned(one: Contender, data: Path, bundle: Path, source: str | Path, **changed: Any) -> Finetuned:
-    """Fine-tune by one of the package's methods, or go on with it."""
-    settings: dict[str, Any] = {"source": source, "method": one.method, "epochs": one.epochs, "device": "cpu"}
-    return finetune(data, bundle, resume=(bundle / STORY).is_file(), **settings | changed)
-
-
-def from_scratch(one: Contender, data: Path, bundle: Path, source: str | Path) -> Finetuned:
-    """The source's architecture and preprocessing, random weights, and rates that suit these."""
-    blank = bundle.with_name("blank")
-    shutil.copytree(bundles.find(source), blank, dirs_exist_ok=True)
-    torch.manual_seed(0)
-    network = bundles.Builder(bundles.configurations(blank, {})[1]).make("network_def")
-    torch.save(network.state_dict(), blank / "random.pt")
-    release_weights(blank / "random.pt", blank)
-    tuned(one, data, bundle, blank, method="full", plan_only=True)
-    train = bundle / "configs/train.json"
-    write_json(train, json.loads(train.read_text()) | SCRATCH)
-    return tuned(one, data, bundle, blank, method="full")
 
 
 def trainable(bundle: Path) -> int:
