@@ -217,19 +217,7 @@ def train_config(
                 "cases": "$[case for case in @cases if case['fold'] == @fold]",
             },
             "dataloader": {"_target_": "torch.utils.data.DataLoader", "dataset": "@validate#dataset", "batch_size": 1},
-            "inferer": window,
-            "postprocessing": {
-                "_target_": "Compose",
-                "transforms": [
-                    {
-                        "_target_": "AsDiscreted",
-                        "keys": "pred",
-                        "argmax": True,
-                        "to_onehot": inference["network_def"]["out_channels"],
-                    },
-                    {"_target_": "AsDiscreted", "keys": "label", "to_onehot": inference["network_def"]["out_channels"]},
-                ],
-            },
+            "inferer": {"_target_": "monai_attention.inference.label_inferer.LabelInferer", "inferer": window},
             "handlers": [
                 {
                     "_target_": f"{scripts}.handlers.KeepBest",
@@ -243,6 +231,7 @@ def train_config(
                 "val_mean_dice": {
                     "_target_": "MeanDice",
                     "include_background": False,
+                    "num_classes": inference["network_def"]["out_channels"],  # labels come, not a channel a class
                     "output_transform": "$monai.handlers.from_engine(['pred', 'label'])",
                 }
             },
@@ -252,7 +241,6 @@ def train_config(
                 "val_data_loader": "@validate#dataloader",
                 "network": "$@ema.ema_model",
                 "inferer": "@validate#inferer",
-                "postprocessing": "@validate#postprocessing",
                 "key_val_metric": "@validate#key_metric",
                 "val_handlers": "@validate#handlers",
             },

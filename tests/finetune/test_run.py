@@ -10,6 +10,8 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from monai.metrics import compute_dice
+from monai.networks.utils import one_hot
 
 from monai_attention import bundles, segment
 from monai_attention.checkpoints import release_weights
@@ -73,6 +75,21 @@ def test_it_learns(tuned):
     assert float(rows[-1]["loss"]) < float(rows[0]["loss"]) - 0.1
     assert float(rows[-1]["val_mean_dice"]) > 0.2  # 150 steps from nothing
     assert tuned.score > 0.2
+
+
+def test_weights_are_chosen_by_their_dice_on_the_prepared_held_out_cases(tuned):
+    bundle, heldout = tuned.bundle, [case for case, fold in tuned.story["folds"].items() if fold == 0]
+    loaded = bundles.load(bundle)
+    loaded.network.load_state_dict(torch.load(bundle / "runs/fold_0/kept.pt", weights_only=True))
+    scores = []
+    for case in heldout:
+        image, label = (nibabel.load(bundle / f"data/{case}.{kind}.nii").get_fdata() for kind in ("image", "label"))
+        with torch.no_grad():
+            logits = loaded.inferer(torch.from_numpy(image)[None, None].float(), loaded.network)
+        found, truth = (one_hot(x[None, None], 3) for x in (logits[0].argmax(dim=0), torch.from_numpy(label)))
+        scores.append(compute_dice(found, truth, include_background=False))
+    kept = json.loads((bundle / "runs/fold_0/kept.json").read_text())
+    assert kept["score"] == pytest.approx(float(torch.cat(scores).nanmean()), abs=1e-6)
 
 
 def test_row_50_a_training_that_is_killed_goes_on_to_the_same_curve(tuned, data, source, tmp_path):
