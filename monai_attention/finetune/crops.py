@@ -14,8 +14,7 @@ from monai.transforms import Compose
 from torch import Tensor
 from torch.utils.data import Dataset
 
-PLACES = 20_000
-"""Voxels of each class that are remembered of a case."""
+from monai_attention.finetune.places import LOWEST, classes_in
 
 
 class PreparedCases(Dataset):
@@ -47,7 +46,7 @@ class PreparedCases(Dataset):
 
 
 class PreparedCrops(Dataset):
-    """Crops around labelled voxels and others, augmented.
+    """Crops around labelled voxels and others, augmented; nothing is read before the first is cut.
 
     Item i is the same every time. Every case comes once before any comes again; a crop is around a voxel of a class
     that is drawn first, rare ones as often as large ones, or around any voxel.
@@ -87,8 +86,6 @@ class PreparedCrops(Dataset):
         self.labelled = labelled
         self.seed = seed
         self.first = 0  # see `synthesis.dataset.ContinueFrom`
-        self.places = [places_of(cases.arrays(i)[1][0]) for i in range(len(cases))]
-        self.lowest = [[float(channel.min()) for channel in cases.arrays(i)[0]] for i in range(len(cases))]
 
     def __len__(self) -> int:
         return self.length
@@ -101,35 +98,28 @@ class PreparedCrops(Dataset):
         order = np.random.default_rng([self.seed, turn]).permutation(len(self.cases))
         chosen = int(order[place])
         random = np.random.default_rng([self.seed, index, 1])
+        case = self.cases.cases[chosen]
         image, label = self.cases.arrays(chosen)
-        centre = self._centre(self.places[chosen], label.shape[1:], random)
+        with np.load(self.cases.folder / case["places"]) as places:  # nothing is read that is not asked for
+            centre = self._centre(places, label.shape[1:], random)
+            lowest = places[LOWEST]
         self.transform.set_random_state(seed=int(random.integers(2**31)))
         boxes = {
-            "image": _cut(image, centre, self.cut, self.lowest[chosen]),
+            "image": _cut(image, centre, self.cut, lowest),
             "label": _cut(label, centre, self.cut, [0]),
         }
         found = self.transform(boxes)
         return {
             **{kind: _middle(found[kind], self.roi_size) for kind in ("image", "label")},
-            "case": self.cases.cases[chosen]["id"],
+            "case": case["id"],
         }
 
-    def _centre(self, places: Mapping[int, np.ndarray], size: Sequence[int], random: np.random.Generator) -> list[int]:
-        if places and random.random() < self.labelled:
-            of_class = places[sorted(places)[int(random.integers(len(places)))]]
-            return [int(i) for i in of_class[int(random.integers(len(of_class)))]]
+    def _centre(self, places: Mapping[str, np.ndarray], size: Sequence[int], random: np.random.Generator) -> list[int]:
+        classes = classes_in(places)
+        if classes and random.random() < self.labelled:
+            of_class = places[str(classes[int(random.integers(len(classes)))])]
+            return [int(i) for i in np.unravel_index(of_class[int(random.integers(len(of_class)))], tuple(size))]
         return [int(random.integers(n)) for n in size]
-
-
-def places_of(labels: np.ndarray) -> dict[int, np.ndarray]:
-    """Class -> voxels of it (N, 3), at most `PLACES` of each, evenly chosen; without background."""
-    flat = labels.reshape(-1)
-    found = {}
-    for value in np.flatnonzero(np.bincount(flat, minlength=2)[1:]) + 1:
-        where = np.flatnonzero(flat == value)
-        where = where[:: -(-len(where) // PLACES)]
-        found[int(value)] = np.stack(np.unravel_index(where, labels.shape), axis=1).astype(np.int32)
-    return found
 
 
 def _cut(array: np.ndarray, centre: Sequence[int], size: Sequence[int], outside: Sequence[float]) -> Tensor:

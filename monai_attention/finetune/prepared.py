@@ -15,6 +15,7 @@ from monai_attention.cohort import ledger
 from monai_attention.errors import Refusal
 from monai_attention.finetune.labelled import LabelledCase
 from monai_attention.finetune.load import load
+from monai_attention.finetune.places import write_places
 from monai_attention.inference.predict import prepare
 from monai_attention.io.read import DEFAULTS
 from monai_attention.io.volume import ReadOptions
@@ -42,8 +43,8 @@ def write_prepared(
     """Prepare cases and list them in `cases.json`.
 
     Each gets `<id>.image.nii` (float32, all channels, as preprocessing leaves it) and `<id>.label.nii` (uint8, class
-    numbers on the same grid); not compressed, so that crops are read without reading the rest. Cases that are there
-    already, made of the same files by the same recipe, are kept.
+    numbers on the same grid); not compressed, so that crops are read without reading the rest; and `<id>.places.npz`,
+    see `places`. Cases that are there already, made of the same files by the same recipe, are kept.
 
     Args:
         cases: usable ones, see `preflight`.
@@ -57,7 +58,7 @@ def write_prepared(
         progress: show a bar on standard error.
 
     Returns:
-        What `cases.json` lists: `id`, `fold`, `image` and `label` (file names in the folder).
+        What `cases.json` lists: `id`, `fold`, `image`, `label` and `places` (file names in the folder).
 
     Raises:
         Refusal: what reading a case, or writing, raises.
@@ -67,7 +68,7 @@ def write_prepared(
     sweep_leftovers(folder)
     listed = []
     for case in tqdm(cases, desc="preparing", unit="case", disable=not progress):
-        names = {kind: f"{case.id}.{kind}.nii" for kind in ("image", "label")}
+        names = {kind: f"{case.id}.{kind}.nii" for kind in ("image", "label")} | {"places": f"{case.id}.places.npz"}
         made_of = ledger.fingerprint([*case.images, case.label], {"classes": list(classes), "recipe": recipe})
         receipt = folder / f"{case.id}.json"
         if not _is_made(receipt, made_of, [folder / name for name in names.values()]):
@@ -75,6 +76,7 @@ def write_prepared(
             image, labels, affine = _prepared(case, preprocessing, classes, channels, options)
             _write(folder / names["image"], image, affine)
             _write(folder / names["label"], labels[None], affine)
+            write_places(folder / names["places"], image, labels)
             write_json(receipt, {"made_of": made_of})
         if case.id in folds:
             listed.append({"id": case.id, "fold": folds[case.id], **names})

@@ -1,3 +1,4 @@
+import contextlib
 import json
 from collections import Counter
 
@@ -7,8 +8,9 @@ import pytest
 import torch
 from monai.transforms import Compose, Orientationd, RandFlipd, RandGaussianNoised, Spacingd
 
-from monai_attention.finetune.crops import PreparedCases, PreparedCrops, places_of
+from monai_attention.finetune.crops import PreparedCases, PreparedCrops
 from monai_attention.finetune.labelled import LabelledCase
+from monai_attention.finetune.places import PLACES, classes_in, places_of
 from monai_attention.finetune.prepared import CASES, write_prepared
 from tests.io.make_volumes import oblique, write_nifti
 
@@ -64,9 +66,10 @@ def test_what_is_prepared_is_kept_until_its_recipe_or_its_files_change(cases, tm
     times = {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.suffix == ".nii"}
     prepared(cases, folder)
     assert times == {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.suffix == ".nii"}
-    (folder / "case1.label.nii").unlink()
-    prepared(cases, folder)
-    assert (folder / "case1.label.nii").is_file()
+    for name in ("case1.label.nii", "case1.places.npz"):
+        (folder / name).unlink()
+        prepared(cases, folder)
+        assert (folder / name).is_file()
     assert (folder / "case0.image.nii").stat().st_mtime_ns == times["case0.image.nii"]
     prepared(cases, folder, recipe=2)
     assert (folder / "case0.image.nii").stat().st_mtime_ns > times["case0.image.nii"]
@@ -112,14 +115,53 @@ def test_beyond_the_image_is_background(cases, tmp_path):
     item = drawn[0]
     assert item["image"].shape == (1, 60, 60, 60)
     assert not item["label"][0, 0].any()
-    assert float(item["image"][0, 0].max()) == pytest.approx(float(item["image"].min()), abs=1e-3)
+    lowest = np.asarray(nibabel.load(tmp_path / f"data/{item['case']}.image.nii").dataobj).min()
+    assert lowest > 5
+    assert set(item["image"][0, 0].unique().tolist()) == {lowest}
+
+
+def test_nothing_is_read_before_a_crop_is_cut_and_then_of_its_case_alone(cases, tmp_path):
+    listed = prepared(cases, tmp_path / "data")
+    for name in ("image", "label", "places"):
+        (tmp_path / "data" / listed[1][name]).unlink()
+    whole = PreparedCases(tmp_path / "data", listed)
+    drawn = PreparedCrops(whole, roi_size=(8, 10, 6), transform=Compose([]), length=2)
+    found = []
+    for i in range(2):
+        with contextlib.suppress(FileNotFoundError):
+            found.append(drawn[i]["case"])
+    assert found == ["case0"]
+
+
+def test_what_is_beyond_each_channel_is_its_own_lowest_value(cases, tmp_path):
+    listed = prepared(cases, tmp_path / "data")
+    for entry in listed:
+        image = np.asarray(nibabel.load(tmp_path / "data" / entry["image"]).dataobj)
+        label = np.asarray(nibabel.load(tmp_path / "data" / entry["label"]).dataobj)
+        with np.load(tmp_path / "data" / entry["places"]) as places:
+            assert places["lowest"].tolist() == [image.min()]
+            assert classes_in(places) == sorted({*np.unique(label)} - {0})
+            for value in classes_in(places):
+                assert set(label.reshape(-1)[places[str(value)]]) == {value}
 
 
 def test_places_are_of_every_class_that_is_there():
     labels = np.zeros((6, 7, 8), np.uint8)
     labels[2, 3, 4], labels[5, 6] = 4, 2
     found = places_of(labels)
-    assert found[4].tolist() == [[2, 3, 4]]
+    assert np.unravel_index(found[4], labels.shape) == ([2], [3], [4])
     assert len(found[2]) == 8
     assert sorted(found) == [2, 4]
     assert places_of(labels * 0) == {}
+
+
+def test_places_of_a_large_class_are_few_and_everywhere():
+    labels = np.zeros((40, PLACES, 12), np.uint8)
+    labels[:, :, 1:11] = 3  # as many rows as make every row's first voxel the one to be taken, if places were regular
+    places = places_of(labels)[3]
+    assert len(places) == len(set(places)) == PLACES
+    x, y, z = np.unravel_index(places, labels.shape)
+    assert set(x) == set(range(40))
+    assert set(z) == set(range(1, 11))
+    assert np.ptp(y) > 0.9 * PLACES
+    assert np.array_equal(places, places_of(labels)[3])
