@@ -7,7 +7,6 @@ width or window is not this one. (Position tables are no reason for another `roi
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from monai_attention.checkpoints import mismatch
 from monai_attention.errors import Refusal
 from monai_attention.finetune.ends import Ends
+from monai_attention.finetune.labelled import same_name
 
 _CARRIED, _FRESH = "carried over", "initialised afresh"
 
@@ -29,7 +29,7 @@ class Named:
         classes: of the logits' channels, in order.
         channels: of the image, in order; an empty name is an unknown one.
 
-    Case, and whether words are joined by blanks, hyphens or underscores, make no difference.
+    Spelling makes no difference, see `labelled.same_name`.
     """
 
     classes: tuple[str, ...]
@@ -124,15 +124,10 @@ def adapt(network: nn.Module, state: Mapping[str, Tensor], ends: Ends, *, source
 # Who takes whose rows
 
 
-def _same(name: str) -> str:
-    """What two spellings of a name have in common."""
-    return re.sub(r"[\s_-]+", " ", name.strip()).casefold()
-
-
 def _class_origins(source: Sequence[str], target: Sequence[str]) -> list[int | None]:
     """For each class of the target its row in the source."""
-    rows = {_same(name): row for row, name in enumerate(source)}
-    return [rows.get(_same(name)) for name in target]
+    rows = {same_name(name): row for row, name in enumerate(source)}
+    return [rows.get(same_name(name)) for name in target]
 
 
 def _shares(source: Sequence[str], target: Sequence[str]) -> Tensor:
@@ -140,8 +135,8 @@ def _shares(source: Sequence[str], target: Sequence[str]) -> Tensor:
 
     Columns add up to 1, that is, the response to equal channels stays, unless a known channel has no successor.
     """
-    known = {_same(name): i for i, name in enumerate(source) if name}
-    found = [known.get(_same(name)) if name else None for name in target]
+    known = {same_name(name): i for i, name in enumerate(source) if name}
+    found = [known.get(same_name(name)) if name else None for name in target]
     rest = [i for i in range(len(source)) if i not in found]
     new = [i for i, origin in enumerate(found) if origin is None]
     shares = torch.zeros(len(target), len(source), dtype=torch.float64)
@@ -206,7 +201,7 @@ def _channel(number: int, name: str) -> str:
 
 def _check(named: Named, shapes: Mapping[str, torch.Size], ends: Ends, complain: Callable[[str], Exception]) -> None:
     for what, names, axes in (("classes", named.classes, ends.heads), ("channels", named.channels, ends.inputs)):
-        known = [_same(name) for name in names if name or what == "classes"]
+        known = [same_name(name) for name in names if name or what == "classes"]
         if twice := sorted({name for name in known if known.count(name) > 1}):
             raise complain(f"{what} must have different names; {twice[0]!r} is there twice")
         for tensor, axis in axes.items():

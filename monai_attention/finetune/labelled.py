@@ -19,6 +19,11 @@ MOST_NAMES = 5
 MOST_LABEL = 255
 """Largest value of a class: labels are bytes."""
 
+CLASSES_REMEDY = (
+    "list each class once, with a value from 1 to 255 and a name of its own, in more than case, blanks, hyphens and "
+    "underscores; 0 is background"
+)
+
 PERSON = re.compile(r"(?:^|/|__)(sub-[a-z0-9]+|(?:patient|subject|subj|pat)[-_ ]?\d+)(?=$|[-_./ ])", re.IGNORECASE)
 """The part of a name that can only mean a person: `patient017_frame01`, `sub-03_ses-1`. `case_12` may mean a scan."""
 
@@ -87,15 +92,36 @@ def expect_classes(classes: Mapping[int, str], source: Path) -> dict[int, str]:
     """Classes by value, without background.
 
     Raises:
-        Refusal: E-DATASET, values beyond 0 to 255, no class at all, or two of one name.
+        Refusal: E-DATASET, values beyond 0 to 255, no class at all, or two of one name, see `expect_names`.
     """
-    remedy = "list each class once, with a value from 1 to 255 and a name of its own; 0 is background"
+    remedy = CLASSES_REMEDY
     if wrong := sorted(value for value in classes if not 0 <= value <= MOST_LABEL):
         raise Refusal("E-DATASET", f"class values beyond 0 to 255: {listed(wrong)}", path=source, remedy=remedy)
     named = {value: classes[value] for value in sorted(classes) if value}
     if not named:
         raise Refusal("E-DATASET", "no class but background is listed", path=source, remedy=remedy)
-    counts = Counter(named.values())
-    if twice := [name for name, count in counts.items() if count > 1]:
-        raise Refusal("E-DATASET", f"several classes are called {listed(twice)}", path=source, remedy=remedy)
+    expect_names(named, source)
     return named
+
+
+def expect_names(classes: Mapping[int, str], source: Path) -> None:
+    """Refuse names that weights could not be carried over by, see `same_name`.
+
+    Args:
+        classes: value -> name, without background.
+        source: of the dataset, for messages.
+
+    Raises:
+        Refusal: E-DATASET, two names, or one and `background`, differ in spelling at most.
+    """
+    known = {same_name("background"): (0, "background")}
+    for value, name in classes.items():
+        other, spelled = known.setdefault(same_name(name), (value, name))
+        if other != value:
+            message = f"the classes {other} and {value} are called {spelled} and {name}, which is the same name"
+            raise Refusal("E-DATASET", message, path=source, remedy=CLASSES_REMEDY)
+
+
+def same_name(name: str) -> str:
+    """What the spellings of a name have in common: case, and blanks, hyphens or underscores, make no difference."""
+    return re.sub(r"[\s_-]+", " ", name.strip()).casefold()

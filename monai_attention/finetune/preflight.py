@@ -12,7 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from monai_attention.errors import Refusal
-from monai_attention.finetune.labelled import LabelledCase, LabelledData
+from monai_attention.finetune.labelled import LabelledCase, LabelledData, expect_names, same_name
 from monai_attention.finetune.load import LoadedCase, load
 from monai_attention.finetune.statistics import measure
 from monai_attention.finetune.together import CheckedCase, absent_anywhere, keep_images_apart, keep_people_apart
@@ -100,6 +100,9 @@ def preflight(
 
     Returns:
         A verdict and statistics a case, and the names of the classes.
+
+    Raises:
+        Refusal: E-DATASET, names of classes differ in spelling at most, see `labelled.expect_names`.
     """
     names = dict(data.classes or {})
     checked = []
@@ -108,6 +111,7 @@ def preflight(
     checked = keep_images_apart(keep_people_apart(checked))
     found = {value for one in checked if one.usable and one.statistics for value in one.statistics.voxels}
     classes = data.classes or _named(sorted(found), names)
+    expect_names(classes, data.source)
     whole = replace(data, classes=classes, cases=tuple(one.case for one in checked))
     return Preflight(whole, tuple(checked), tuple(absent_anywhere(classes, checked)))
 
@@ -178,7 +182,7 @@ def _passed(case: LabelledCase, loaded: LoadedCase, names: Mapping[int, str], pi
 def _learn_names(found: Mapping[int, str], names: dict[int, str], case: LabelledCase) -> None:
     """Names that a label file gives, which must be those of the others."""
     for value, name in found.items():
-        if names.setdefault(value, name).casefold() != name.casefold():
+        if same_name(names.setdefault(value, name)) != same_name(name):
             message = f"it calls the value {value} {name}; elsewhere it is {names[value]}"
             remedy = "number the segments alike in all cases"
             raise Refusal("E-LABELS", message, path=case.label, remedy=remedy)
@@ -187,8 +191,8 @@ def _learn_names(found: Mapping[int, str], names: dict[int, str], case: Labelled
 def _named(values: list[int], names: Mapping[int, str]) -> dict[int, str]:
     """A name of its own for every value."""
     named = {value: names.get(value, f"class_{value}") for value in values}
-    times = Counter(named.values())
-    return {value: f"{name}_{value}" if times[name] > 1 else name for value, name in named.items()}
+    times = Counter(map(same_name, (*named.values(), "background")))
+    return {value: f"{name}_{value}" if times[same_name(name)] > 1 else name for value, name in named.items()}
 
 
 def _spread(ml: list[float]) -> list[float] | None:

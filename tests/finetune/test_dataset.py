@@ -168,6 +168,13 @@ def _contradicting_names(root):
     (make.bids(root) / "derivatives" / "a_dseg.tsv").write_text("index\tname\n1\tspleen\n")
 
 
+def _two_spellings(root):
+    (make.bids(root) / "derivatives/manual/dseg.tsv").write_text("index\tname\n1\tLiver-cyst\n2\tliver cyst\n")
+
+
+SPELLED_TWICE = "the classes 1 and 3 are called Left Kidney and left_kidney"
+
+
 @pytest.mark.parametrize(
     ("spoil", "code", "said"),
     [
@@ -187,6 +194,9 @@ def _contradicting_names(root):
         (lambda root: make.msd(root, labels={"liver": 1, "ignore": 2}), "E-DATASET", "ignored"),
         (lambda root: make.msd(root, labels={"liver": 300}), "E-DATASET", "300"),
         (lambda root: make.msd(root, labels={"1": "liver", "2": "liver"}), "E-DATASET", "liver"),
+        (lambda root: make.msd(root, labels={"Left Kidney": 1, "a": 2, "left_kidney": 3}), "E-DATASET", SPELLED_TWICE),
+        (lambda root: make.msd(root, labels={"void": 0, "Background ": 4}), "E-DATASET", "0 and 4"),
+        (_two_spellings, "E-DATASET", "Liver-cyst and liver cyst"),
         (lambda root: make.msd(root, labels={"liver": "one"}), "E-DATASET", "whole numbers"),
         (lambda root: make.msd(root, modality={"1": "CT"}), "E-DATASET", "modality"),
         (lambda root: make.msd(root, training=5), "E-DATASET", "training"),

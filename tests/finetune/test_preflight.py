@@ -15,6 +15,7 @@ from monai_attention.io.read import read
 from tests.finetune import make_dataset as make
 from tests.io.make_dicom import CANARY
 from tests.io.make_volumes import oblique
+from tests.refusals import refusal
 
 
 def checked(root, **options):
@@ -230,18 +231,29 @@ def test_every_file_is_read_once(tmp_path, monkeypatch):
 
 
 def test_names_of_dicom_segments_name_the_classes_and_must_agree(tmp_path):
-    for seed, (case, name) in enumerate((("a", "liver"), ("b", "Liver"), ("c", "spleen"))):
+    for seed, (case, name) in enumerate((("a", "my-liver"), ("b", "My liver"), ("c", "spleen"))):
         make.dicom(tmp_path / "images" / case, seed, PatientID=case)
         (tmp_path / "labels" / case).mkdir(parents=True)
         write_segmentation(
             tmp_path / "labels" / case / "1.2.3.dcm",
             make.labels(5, 6),
             read(tmp_path / "images" / case),
-            [Segment(5, name), Segment(6, "liver")],
+            [Segment(5, name), Segment(6, "my_liver")],
             algorithm_name="net",
             algorithm_version="1",
         )
     found = checked(tmp_path)
     assert verdicts(found) == {"a": ("ok", ""), "b": ("ok", ""), "c": ("refused", "E-LABELS")}
-    assert found.classes == {5: "liver_5", 6: "liver_6"}
-    assert "spleen; elsewhere it is liver" in found.cases[2].verdict.message
+    assert found.classes == {5: "my-liver_5", 6: "my_liver_6"}
+    assert "spleen; elsewhere it is my-liver" in found.cases[2].verdict.message
+
+
+def test_names_that_stay_the_same_are_refused_before_anything_is_made_of_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_named", lambda *_: {1: "a b", 2: "A_b"})
+    refused = refusal(checked, make.folders(tmp_path))
+    assert refused.code == "E-DATASET"
+    assert "a b and A_b" in refused.message
+
+
+def test_a_segment_called_background_gets_a_name_of_its_own():
+    assert module._named([1, 2], {1: "Background", 2: "liver"}) == {1: "Background_1", 2: "liver"}
