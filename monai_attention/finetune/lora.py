@@ -57,6 +57,12 @@ class LowRank(nn.Module):
             return weight + (self.scale * (self.up @ self.down)).view(weight.shape)
 
 
+def adaptable(network: nn.Module, targets: str = ATTENTION) -> dict[str, nn.Module]:
+    """The linear layers and convolutions, by name, whose names have something that looks like `targets` in them."""
+    kinds = (nn.Linear, nn.modules.conv._ConvNd)
+    return {n: m for n, m in network.named_modules() if isinstance(m, kinds) and re.search(targets, n)}
+
+
 def add_lora(
     network: nn.Module, *, rank: int = 8, alpha: float = 16.0, targets: str = ATTENTION, train: Collection[str] = ()
 ) -> list[str]:
@@ -76,8 +82,7 @@ def add_lora(
     Raises:
         ValueError: no layer has such a name, a parameter in `train` is not there, or there are adapters already.
     """
-    kinds = (nn.Linear, nn.modules.conv._ConvNd)
-    layers = {n: m for n, m in network.named_modules() if isinstance(m, kinds) and re.search(targets, n)}
+    layers = adaptable(network, targets)
     if rank < 1:
         raise ValueError(f"rank must be at least 1; got {rank}")
     if not layers:

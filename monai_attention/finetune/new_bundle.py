@@ -23,6 +23,7 @@ from monai_attention.errors import Refusal
 from monai_attention.finetune.adapt import Named, adapt
 from monai_attention.finetune.ends import find_ends, make_from, takes
 from monai_attention.finetune.folds import FOLDS, folds_of
+from monai_attention.finetune.lora import adaptable
 from monai_attention.finetune.plan import SHARE, Costs, Plan, measured, planned
 from monai_attention.finetune.preflight import Preflight
 from monai_attention.finetune.prepared import write_prepared
@@ -94,7 +95,7 @@ def make_bundle(
         data: folder of the prepared cases, from the bundle's.
 
     Raises:
-        Refusal: the source cannot be loaded, or not be adapted.
+        Refusal: the source cannot be loaded, or not be adapted; E-METHOD, nothing of it can be trained by `lora`.
     """
     place = device_of(wishes.device)
     loaded = bundles.load(source)
@@ -105,6 +106,9 @@ def make_bundle(
     for name in ("models", "configs", "docs"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     network, trained, lines = _first_weights(config, loaded, names, channels, fresh=wishes.method == "scratch")
+    if wishes.method == "lora" and not adaptable(network):
+        message = f"{type(network).__name__} has no projections of attention that low-rank adapters could be put beside"
+        raise Refusal("E-METHOD", message, path=origin, remedy="train all of it, --method full, or --method head")
     with replacing(folder / INITIAL) as temporary:
         torch.save(network.state_dict(), temporary)
     roi_size = _window(loaded)

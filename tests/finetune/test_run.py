@@ -21,6 +21,7 @@ from monai_attention.finetune.plan import has_side
 from monai_attention.finetune.run import NEW, SCRATCH, finetune
 from monai_attention.networks.nnformer import NNFormer
 from tests.finetune.make_dataset import put
+from tests.make_bundle import threshold_bundle
 from tests.make_flexunetr_bundle import INFERENCE, make_bundle
 from tests.refusals import refusal
 
@@ -147,6 +148,15 @@ def test_a_beginning_that_was_stopped_is_begun_again(data, source, tmp_path):
 def test_there_must_be_such_a_fold(data, source, tmp_path):
     assert refusal(finetune, data, tmp_path / "new", source=source, fold=5).code == "E-FOLD"
     assert not (tmp_path / "new").exists()
+
+
+def test_adapters_are_refused_before_anything_is_prepared_where_they_have_no_place(data, tmp_path):
+    source = threshold_bundle(tmp_path / "source")
+    refused = refusal(finetune, data, tmp_path / "new", source=source, method="lora", device="cpu", plan_only=True)
+    assert refused.code == "E-METHOD"
+    assert "--method full" in refused.remedy
+    assert not (tmp_path / "new/data").exists()
+    finetune(data, tmp_path / "other", source=source, method="head", device="cpu", plan_only=True)
 
 
 def test_the_command_tells_the_plan_before_it_trains(data, source, tmp_path, capsys):
