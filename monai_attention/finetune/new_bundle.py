@@ -95,7 +95,8 @@ def make_bundle(
         data: folder of the prepared cases, from the bundle's.
 
     Raises:
-        Refusal: the source cannot be loaded, or not be adapted; E-METHOD, nothing of it can be trained by `lora`.
+        Refusal: the source cannot be loaded, or not be adapted; E-METHOD, nothing of it can be trained by `lora`;
+            E-MEMORY, a crop does not fit into the device's memory.
     """
     place = device_of(wishes.device)
     loaded = bundles.load(source)
@@ -112,9 +113,15 @@ def make_bundle(
     with replacing(folder / INITIAL) as temporary:
         torch.save(network.state_dict(), temporary)
     roi_size = _window(loaded)
-    costs = measured(network, channels, roi_size, place)
     in_training = {"deep_supervision": True} if takes(network, "deep_supervision") else {}
-    if costs.saved_bytes > SHARE * costs.free_bytes and takes(network, "use_checkpoint"):
+    try:
+        costs = measured(network, channels, roi_size, place)
+        tight = costs.saved_bytes > SHARE * costs.free_bytes
+    except Refusal:  # it does not fit at all
+        if not takes(network, "use_checkpoint"):
+            raise
+        tight = True
+    if tight and takes(network, "use_checkpoint"):
         in_training["use_checkpoint"] = True
         costs = measured(make_from(config, in_training)(channels, len(names)), channels, roi_size, place)
     inference = inference_config(read_config(origin / "configs/inference.json"), channels=channels, classes=len(names))

@@ -28,6 +28,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from monai_attention.cohort.phases import is_out_of_memory
+from monai_attention.errors import Refusal
+
 METHODS = ("full", "lora", "head", "scratch")
 RATES = {"full": 3e-4, "lora": 1e-3, "head": 1e-3, "scratch": 1e-3}
 DECAYS = {"full": 0.75, "lora": 0.75, "head": 0.75, "scratch": 1.0}
@@ -142,7 +145,25 @@ def has_side(name: str) -> bool:
 
 
 def measured(network: nn.Module, channels: int, roi_size: Sequence[int], device: torch.device) -> Costs:
-    """What a training step with one crop costs: the second of two, noise in, the square of the output as loss."""
+    """What a training step with one crop costs: the second of two, noise in, the square of the output as loss.
+
+    Raises:
+        Refusal: E-MEMORY, the device has not enough for it.
+    """
+    try:
+        return _measured(network, channels, roi_size, device)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    # Only here the tensors are free that the error's frames held.
+    network.zero_grad(set_to_none=True)
+    voxels = " x ".join(map(str, roi_size))
+    message = f"a training step with one crop of {voxels} voxels does not fit into the memory of {device}"
+    remedy = "train on another --device, or with a smaller inferer::roi_size in the source's configs/inference.json"
+    raise Refusal("E-MEMORY", message, remedy=remedy)
+
+
+def _measured(network: nn.Module, channels: int, roi_size: Sequence[int], device: torch.device) -> Costs:
     network = network.to(device).train()
     image = torch.rand(1, channels, *roi_size, device=device)
     counted: dict[int, int] = {}

@@ -13,11 +13,12 @@ import torch
 from monai.metrics import compute_dice
 from monai.networks.utils import one_hot
 
-from monai_attention import bundles, segment
+from monai_attention import Refusal, bundles, segment
 from monai_attention.checkpoints import release_weights
 from monai_attention.cli import main
+from monai_attention.finetune import new_bundle
 from monai_attention.finetune.begin import STORY
-from monai_attention.finetune.plan import has_side
+from monai_attention.finetune.plan import has_side, measured
 from monai_attention.finetune.run import NEW, SCRATCH, finetune
 from monai_attention.networks.nnformer import NNFormer
 from tests.finetune.make_dataset import put
@@ -157,6 +158,24 @@ def test_adapters_are_refused_before_anything_is_prepared_where_they_have_no_pla
     assert "--method full" in refused.remedy
     assert not (tmp_path / "new/data").exists()
     finetune(data, tmp_path / "other", source=source, method="head", device="cpu", plan_only=True)
+
+
+def test_what_does_not_fit_into_memory_is_computed_twice_where_the_network_can(data, source, tmp_path, monkeypatch):
+    kept = []
+
+    def measure(network, *rest):
+        kept.append(getattr(network, "use_checkpoint", False))
+        if not kept[-1]:
+            raise Refusal("E-MEMORY", "it does not fit")
+        return measured(network, *rest)
+
+    monkeypatch.setattr(new_bundle, "measured", measure)
+    made = finetune(data, tmp_path / "new", source=source, device="cpu", plan_only=True)
+    assert kept == [False, True]
+    assert made.story["plan"]["network"]["use_checkpoint"] is True
+    other = threshold_bundle(tmp_path / "source")  # whose network cannot
+    refused = refusal(finetune, data, tmp_path / "other", source=other, device="cpu", plan_only=True)
+    assert refused.code == "E-MEMORY"
 
 
 def test_the_command_tells_the_plan_before_it_trains(data, source, tmp_path, capsys):
