@@ -15,7 +15,9 @@ import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
+from monai_attention.bundle_config import Config, read_config, walk
 from monai_attention.errors import Refusal
+from monai_attention.finetune.labelled import listed
 from monai_attention.io.write import replacing, write_json, write_text
 
 
@@ -54,6 +56,60 @@ class StopOnNonFinite:
             message = f"the loss is {loss} at iteration {engine.state.iteration}, on {cases}"
             remedy = "look at these cases; then begin again in another folder, without them or at a lower learning rate"
             raise Refusal("E-LOSS", message, path=self.checkpoints, remedy=remedy)
+
+
+class SamePlan:
+    """Keeps what a training began by beside its checkpoints, and refuses to go on by anything else.
+
+    The states of the optimiser and of the schedule in a checkpoint are those of the plan they were made by; with
+    another one the training would be neither the old nor the new. Without a checkpoint there is nothing to go on with,
+    and the plan may be edited.
+
+    Args:
+        config: the training's `train.json`.
+        checkpoints: folder of its checkpoints.
+    """
+
+    def __init__(self, config: str | Path, checkpoints: str | Path) -> None:
+        self.config = Path(config)
+        self.checkpoints = Path(checkpoints)
+
+    def attach(self, engine: Engine) -> None:
+        """Look before `engine` begins; attach it before what loads the checkpoint."""
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Compare, and keep.
+
+        Raises:
+            Refusal: E-PLAN-CHANGED.
+        """
+        self.check()
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        write_text(self._kept, self.config.read_text(encoding="utf-8"))
+
+    def check(self) -> None:
+        """Compare.
+
+        Raises:
+            Refusal: E-PLAN-CHANGED, naming what differs.
+        """
+        if not (self._kept.is_file() and any(self.checkpoints.glob("checkpoint_epoch=*.pt"))):
+            return
+        before, now = (_leaves(read_config(path)) for path in (self._kept, self.config))
+        if changed := sorted({id for id, _ in before.items() ^ now.items()}):
+            message = f"it was edited after the training's first epoch: {listed(changed)}"
+            remedy = f"undo that (it was as in {self._kept}), or delete {self.checkpoints} to begin anew"
+            raise Refusal("E-PLAN-CHANGED", message, path=self.config, remedy=remedy)
+
+    @property
+    def _kept(self) -> Path:
+        return self.checkpoints / self.config.name
+
+
+def _leaves(config: Config) -> dict[str, str]:
+    """What has nothing below it, by id, as JSON."""
+    return {id: json.dumps(value) for id, value in walk(config.tree) if not (isinstance(value, dict | list) and value)}
 
 
 class Reseed:

@@ -136,6 +136,11 @@ def train_config(
             },
             "inferer": "$lambda images, network: @autocast(network)(images)",
             "handlers": [
+                {
+                    "_target_": f"{scripts}.handlers.SamePlan",
+                    "config": "$@bundle_root + '/configs/train.json'",
+                    "checkpoints": "@output_dir",
+                },
                 {"_target_": f"{scripts}.handlers.StopOnNonFinite", "checkpoints": "@output_dir"},
                 {
                     "_target_": "LrScheduleHandler",

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from monai_attention.cohort.device import device_of
 from monai_attention.errors import Refusal
-from monai_attention.finetune.handlers import loss_of
+from monai_attention.finetune.handlers import SamePlan, loss_of
 from monai_attention.finetune.release import release
 from monai_attention.io.write import write_text
 
@@ -43,17 +43,19 @@ def train(bundle: Path, fold: int | None, target: Path, *, device: str | None = 
         progress: show a bar of steps with the loss, the last validation's Dice and the time that is left.
 
     Raises:
-        Refusal: E-LOSS, E-DEVICE.
+        Refusal: E-LOSS, E-DEVICE; E-PLAN-CHANGED, `train.json` was edited after the first epoch.
     """
     from ignite.engine import Events
     from monai.bundle import ConfigWorkflow
 
     if device is not None:
         device_of(device)
+    config = bundle / "configs/train.json"
+    SamePlan(config, output_of(bundle, fold)).check()  # of one that is over, too: the next one is to be like it
     if outcome_of(bundle, fold):
         return
     workflow = ConfigWorkflow(
-        config_file=str(bundle / "configs/train.json"),
+        config_file=str(config),
         meta_file=str(bundle / "configs/metadata.json"),
         logging_file=False,
         workflow_type="train",

@@ -1,4 +1,5 @@
 import csv
+import json
 import math
 
 import pytest
@@ -6,7 +7,8 @@ import torch
 from ignite.engine import Engine
 
 from monai_attention import Refusal
-from monai_attention.finetune.handlers import EpochTable, Reseed, StopOnNonFinite
+from monai_attention.finetune.handlers import EpochTable, Reseed, SamePlan, StopOnNonFinite
+from tests.refusals import refusal
 
 
 def engine(losses):
@@ -30,6 +32,42 @@ def test_row_55_a_loss_that_is_no_number_stops_the_training_and_names_the_cases(
     assert caught.value.path == tmp_path
     assert "a, b" in caught.value.message
     assert running.state.iteration == 2
+
+
+def test_row_50_a_training_goes_on_only_by_the_plan_that_it_began_with(tmp_path):
+    config, runs = tmp_path / "train.json", tmp_path / "runs/fold_0"
+
+    def begin(**changes):
+        plan = {"seed": 0, "size": [1, 2], "train": {"rate": 0.1, "warm": None}, "steps": []}
+        config.write_text(json.dumps(plan | changes))
+        running = Engine(lambda *_: None)
+        SamePlan(config, runs).attach(running)
+        running.run([0], max_epochs=1)
+
+    begin(seed=5)
+    assert json.loads((runs / "train.json").read_text())["seed"] == 5
+    begin()  # killed in the first epoch: nothing to go on with
+    kept = (runs / "train.json").read_bytes()
+    (runs / "checkpoint_epoch=1.pt").touch()
+    begin()
+    assert (runs / "train.json").read_bytes() == kept
+    SamePlan(config, runs).check()
+    for changes, told in (
+        ({"seed": 1}, "seed"),
+        ({"size": [1, 3]}, "size::1"),
+        ({"train": {"rate": 0.2}}, "train::rate, train::warm"),
+        ({"more": None}, "more"),
+        ({"steps": {}}, "steps"),
+    ):
+        refused = refusal(begin, **changes)
+        assert refused.code == "E-PLAN-CHANGED"
+        assert refused.message.endswith(f": {told}")
+        assert refused.path == config
+        assert str(runs) in refused.remedy
+        assert (runs / "train.json").read_bytes() == kept
+    (runs / "train.json").unlink()  # begun by an earlier version
+    begin(seed=2)
+    assert (runs / "train.json").read_bytes() == config.read_bytes()
 
 
 def test_an_epoch_draws_the_same_whether_or_not_others_came_before():

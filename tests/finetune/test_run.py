@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -112,6 +113,19 @@ def test_row_50_a_training_that_is_killed_goes_on_to_the_same_curve(tuned, data,
     assert found.score == tuned.score
     one, other = (torch.load(made / "models/model.pt", weights_only=True) for made in (tuned.bundle, folder))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_row_50_a_plan_that_was_edited_after_the_first_epoch_is_refused(tuned, data, tmp_path):
+    folder = shutil.copytree(tuned.bundle, tmp_path / "copy")
+    config = folder / "configs/train.json"
+    edited = json.loads(config.read_text()) | {"learning_rate": 0.5, "max_epochs": 2}
+    config.write_text(json.dumps(edited))
+    refused = refusal(finetune, data, folder, resume=True, device="cpu")
+    assert refused.code == "E-PLAN-CHANGED"
+    assert "learning_rate, max_epochs" in refused.message
+    assert (folder / "runs/fold_0/epochs.csv").read_bytes() == (tuned.bundle / "runs/fold_0/epochs.csv").read_bytes()
+    config.write_text((tuned.bundle / "configs/train.json").read_text())
+    assert finetune(data, folder, resume=True, device="cpu").score == tuned.score
 
 
 def test_the_bundle_says_what_was_done(tuned):
