@@ -10,6 +10,7 @@ from monai_attention.errors import Refusal
 from monai_attention.finetune.folds import FOLDS
 from monai_attention.finetune.new_bundle import Wishes, expect_usable, make_bundle, write_data
 from monai_attention.finetune.preflight import Preflight
+from monai_attention.finetune.prepared import expect_labelled
 from monai_attention.io.volume import ReadOptions
 from monai_attention.io.write import write_json
 from monai_attention.report.training_data import write_training_data
@@ -84,6 +85,8 @@ def begin(
         same = replace(wishes, method="scratch", epochs=made.plan.max_epochs, seconds=None)
         make_bundle(found, scratch_of(folder), origin, same, fold=first, keep=keep, data="../data")
     listed = write_data(found, folder, folds=folds or FOLDS, options=options, progress=progress)
+    if keep == "best":  # what the held-out cases like
+        expect_labelled(listed, folder / "data", first)
     write_json(
         folder / STORY,
         {

@@ -14,8 +14,9 @@ from tqdm import tqdm
 from monai_attention.cohort import ledger
 from monai_attention.errors import Refusal
 from monai_attention.finetune.labelled import LabelledCase
+from monai_attention.finetune.labelled import listed as names_of
 from monai_attention.finetune.load import load
-from monai_attention.finetune.places import write_places
+from monai_attention.finetune.places import classes_in, write_places
 from monai_attention.inference.predict import prepare
 from monai_attention.io.read import DEFAULTS
 from monai_attention.io.volume import ReadOptions
@@ -82,6 +83,31 @@ def write_prepared(
             listed.append({"id": case.id, "fold": folds[case.id], **names})
     write_json(folder / CASES, listed)
     return listed
+
+
+def expect_labelled(listed: Sequence[Mapping[str, Any]], folder: str | Path, fold: int) -> None:
+    """Refuse a fold that nothing can be measured on, or that leaves nothing to learn from.
+
+    Args:
+        listed: see `write_prepared`.
+        folder: of the prepared cases.
+        fold: held out.
+
+    Raises:
+        Refusal: E-FOLD, no case that is held out, or none of the others, has a labelled voxel as the network sees it.
+    """
+    for held_out, told in ((True, "held out"), (False, "trained on")):
+        cases = [entry for entry in listed if (entry["fold"] == fold) == held_out]
+        if not any(_classes_of(Path(folder) / entry["places"]) for entry in cases):
+            named = names_of(entry["id"] for entry in cases)
+            message = f"nothing is labelled in the {len(cases)} cases that are {told} with fold {fold}: {named}"
+            remedy = "hold out another --fold, divide into fewer --folds, or label more cases"
+            raise Refusal("E-FOLD", message, path=Path(folder), remedy=remedy)
+
+
+def _classes_of(path: Path) -> list[int]:
+    with np.load(path) as places:
+        return classes_in(places)
 
 
 def _prepared(

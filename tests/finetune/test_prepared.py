@@ -11,8 +11,9 @@ from monai.transforms import Compose, Orientationd, RandFlipd, RandGaussianNoise
 from monai_attention.finetune.crops import PreparedCases, PreparedCrops
 from monai_attention.finetune.labelled import LabelledCase
 from monai_attention.finetune.places import PLACES, classes_in, places_of
-from monai_attention.finetune.prepared import CASES, write_prepared
+from monai_attention.finetune.prepared import CASES, expect_labelled, write_prepared
 from tests.io.make_volumes import oblique, write_nifti
+from tests.refusals import refusal
 
 PREPROCESSING = Compose(
     [
@@ -165,3 +166,14 @@ def test_places_of_a_large_class_are_few_and_everywhere():
     assert set(z) == set(range(1, 11))
     assert np.ptp(y) > 0.9 * PLACES
     assert np.array_equal(places, places_of(labels)[3])
+
+
+def test_row_35_a_fold_without_labels_is_refused_on_either_side(cases, tmp_path):
+    data = tmp_path / "data"
+    write_nifti(cases[1].label, np.zeros(SIZE, np.float32), oblique())
+    listed = prepared(cases, data)
+    expect_labelled([listed[0], listed[1] | {"fold": 0}, listed[0] | {"fold": 1}], data, 0)
+    for fold, told in ((1, "held out with fold 1: case1"), (0, "trained on with fold 0: case1")):
+        refused = refusal(expect_labelled, listed, data, fold)
+        assert refused.code == "E-FOLD"
+        assert told in refused.message

@@ -165,6 +165,23 @@ def test_there_must_be_such_a_fold(data, source, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_row_35_a_fold_without_labels_is_refused_and_another_may_be_held_out(data, source, tmp_path):
+    cohort = shutil.copytree(data, tmp_path / "cohort")
+    for k in range(1, 5):
+        put(cohort / f"labels/case{k}.nii.gz", volume(k)[1] * (k > 2), np.diag([2.0, 2.0, 2.0, 1.0]))
+    folds = {}
+    for fold in range(5):
+        try:
+            made = finetune(cohort, tmp_path / f"{fold}", source=source, fold=fold, device="cpu", plan_only=True)
+        except Refusal as refused:
+            folds[fold] = refused.code
+        else:
+            folds[fold] = made.story["folds"]
+    of_case = next(found for found in folds.values() if isinstance(found, dict))
+    empty = {of_case["case1"], of_case["case2"]}
+    assert {fold for fold, found in folds.items() if found == "E-FOLD"} == empty
+
+
 def test_adapters_are_refused_before_anything_is_prepared_where_they_have_no_place(data, tmp_path):
     source = threshold_bundle(tmp_path / "source")
     refused = refusal(finetune, data, tmp_path / "new", source=source, method="lora", device="cpu", plan_only=True)
