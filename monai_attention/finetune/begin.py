@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from monai_attention import DEFAULT_BUNDLE
 from monai_attention.errors import Refusal
 from monai_attention.finetune.folds import FOLDS
-from monai_attention.finetune.new_bundle import Wishes, expect_usable, make_bundle, write_data
+from monai_attention.finetune.new_bundle import Wishes, expect_usable, make_bundle, preparation, write_data
 from monai_attention.finetune.preflight import Preflight
 from monai_attention.finetune.prepared import expect_labelled
 from monai_attention.io.volume import ReadOptions
@@ -92,7 +95,9 @@ def begin(
         {
             "source": None if source is None else str(source),
             "trainings": trainings,
+            "parts": folds or FOLDS,
             "keep": keep,
+            "preparation": preparation(folder),
             "compare": compare,
             "plan": asdict(made.plan),
             "costs": asdict(made.costs),
@@ -105,6 +110,26 @@ def begin(
             "folds": {entry["id"]: entry["fold"] for entry in listed},
         },
     )
+
+
+def prepare_again(
+    found: Preflight, folder: Path, story: Mapping[str, Any], options: ReadOptions, progress: bool
+) -> None:
+    """Prepare the cases anew, as the preprocessing in `inference.json` has them after it was edited.
+
+    Raises:
+        Refusal: E-PLAN-CHANGED, a training has begun with them as they were.
+    """
+    inference = folder / "configs/inference.json"
+    if any(folder.glob("**/runs/*/checkpoint_epoch=*.pt")):
+        remedy = f"undo that (it was as in {folder / STORY}), or begin anew in another folder"
+        message = "its preprocessing was edited after the training's first epoch"
+        raise Refusal("E-PLAN-CHANGED", message, path=inference, remedy=remedy)
+    write_data(found, folder, folds=story["parts"], options=options, progress=progress)
+    if story["compare"]:
+        other = scratch_of(folder) / "configs/inference.json"
+        write_json(other, json.loads(other.read_text(encoding="utf-8")) | preparation(folder))
+    write_json(folder / STORY, {**story, "preparation": preparation(folder)})
 
 
 def _expect_own_folds(found: Preflight, fold: int | None, folds: int | None) -> None:

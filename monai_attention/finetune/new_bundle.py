@@ -33,6 +33,8 @@ from monai_attention.io.read import DEFAULTS
 from monai_attention.io.volume import ReadOptions, Requirements
 from monai_attention.io.write import replacing, write_json
 
+PREPARATION = ("preprocessing", "spacing")
+
 INITIAL = "models/initial.pt"
 """Weights that the training begins with."""
 
@@ -197,18 +199,23 @@ def write_data(
         Refusal: E-TOO-FEW; or what reading a case, or writing, raises.
     """
     cases = [one.case for one in found.usable]
-    inference = bundles.configurations(folder, {})[1]
     return write_prepared(
         cases,
         folder / "data",
-        Builder(inference).make("preprocessing"),
+        Builder(bundles.configurations(folder, {})[1]).make("preprocessing"),
         classes=list(found.classes),
         channels=len(found.data.channels),
         folds=folds_of(cases, folds),
-        recipe={key: value for key, value in inference.tree.items() if key in ("preprocessing", "spacing")},
+        recipe=preparation(folder),
         options=options,
         progress=progress,
     )
+
+
+def preparation(folder: Path) -> dict[str, Any]:
+    """The part of a bundle's `inference.json` that decides how cases are prepared, as it is now."""
+    inference = read_config(folder / "configs/inference.json").tree
+    return {key: inference[key] for key in PREPARATION if key in inference}
 
 
 def _window(loaded: LoadedBundle) -> tuple[int, ...]:

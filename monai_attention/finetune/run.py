@@ -10,12 +10,12 @@ from typing import Any
 
 from monai_attention import DEFAULT_BUNDLE, bundles
 from monai_attention.errors import Refusal
-from monai_attention.finetune.begin import STORY, begin, scratch_of, trainings_of
+from monai_attention.finetune.begin import STORY, begin, prepare_again, scratch_of, trainings_of
 from monai_attention.finetune.card import write_card
 from monai_attention.finetune.dataset import find_labelled
 from monai_attention.finetune.evaluate import Way
 from monai_attention.finetune.judge import SOURCE, judge
-from monai_attention.finetune.new_bundle import Wishes, for_fold
+from monai_attention.finetune.new_bundle import Wishes, for_fold, preparation
 from monai_attention.finetune.preflight import Preflight, preflight
 from monai_attention.finetune.training import train
 from monai_attention.io.read import DEFAULTS
@@ -75,7 +75,7 @@ def finetune(
 
     Args:
         data: see `dataset.find_labelled`.
-        output: folder of the new bundle; must be empty, but with `resume`.
+        output: folder of the new bundle; must be empty, or of a run that ended before its plan, but with `resume`.
         source: packaged name, folder or zip of the bundle to begin with; None: from scratch, with the architecture of
             `DEFAULT_BUNDLE` and preprocessing planned by the cohort.
         method: `full` trains all weights, `lora` adapters of the attention, `head` the last layer; `scratch` takes the
@@ -88,7 +88,8 @@ def finetune(
         device: torch device; None takes CUDA if there is one, else the CPU.
         options: choices about inputs that cannot be read unambiguously.
         resume: go on in a bundle that a stopped run has begun, by the configurations in it; what is given here of the
-            plan does not count then. `configs/train.json` may be edited before the first epoch, not after it.
+            plan does not count then. They may be edited before the first epoch, not after it: `train.json`, and the
+            preprocessing in `inference.json`, by which cases are then prepared again.
         plan_only: stop before the training.
         progress: show bars on standard error.
 
@@ -103,7 +104,7 @@ def finetune(
     if resume and not begun:
         remedy = "leave --resume away to begin"
         raise Refusal("E-NOTHING-TO-RESUME", "no fine-tuning was begun here", path=folder, remedy=remedy)
-    if there and not resume:
+    if there and not resume and (not begun or "plan" in begun):  # half a beginning holds nothing that could be lost
         remedy = "add --resume to go on with it, or name another folder"
         raise Refusal("E-OUTPUT-EXISTS", "the folder of the new bundle is not empty", path=folder, remedy=remedy)
     if compare not in (None, "scratch"):
@@ -116,6 +117,9 @@ def finetune(
         wishes = Wishes("scratch" if source is None else method, epochs, seconds, device)
         place = source if source is None or str(source) in bundles.packaged_names() else Path(source).absolute()
         begin(found, folder, place, wishes, fold=fold, folds=folds, compare=compare, options=options, progress=progress)
+    elif preparation(folder) != begun["preparation"]:
+        found = _look(data, options, pictures=False, progress=progress)
+        prepare_again(found, folder, begun, options, progress)
     told = json.loads(story.read_text(encoding="utf-8"))
     if plan_only:
         return Finetuned(folder, told)

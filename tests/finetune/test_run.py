@@ -160,6 +160,28 @@ def test_a_beginning_that_was_stopped_is_begun_again(data, source, tmp_path):
     assert (folder / "data/case1.image.nii").stat().st_mtime_ns == made
 
 
+def test_edited_preprocessing_prepares_again_before_the_first_epoch_and_is_refused_after_it(data, source, tmp_path):
+    folder = tmp_path / "new"
+    finetune(data, folder, source=source, seconds=1, device="cpu", plan_only=True)
+    path = folder / "configs/inference.json"
+    inference = json.loads(path.read_text())
+    (spacing,) = (one for one in inference["preprocessing"]["transforms"] if one["_target_"] == "Spacingd")
+    spacing["pixdim"] = [4.0, 4.0, 4.0]
+    path.write_text(json.dumps(inference))
+    assert nibabel.load(folder / "data/case0.image.nii").shape == SIZE
+    assert finetune(data, folder, resume=True, device="cpu").score is not None
+    assert nibabel.load(folder / "data/case0.image.nii").shape[0] == SIZE[0] // 2
+    spacing["pixdim"] = [2.0, 2.0, 2.0]
+    path.write_text(json.dumps(inference))
+    assert refusal(finetune, data, folder, resume=True, device="cpu").code == "E-PLAN-CHANGED"
+
+
+def test_what_was_refused_before_its_plan_can_be_begun_better(data, source, tmp_path):
+    settled = {"source": source, "epochs": 1, "device": "cpu", "plan_only": True}
+    assert refusal(finetune, data, tmp_path / "new", **settled, folds=6).code == "E-TOO-FEW"
+    assert finetune(data, tmp_path / "new", **settled, folds=5).story["trainings"] == [0, 1, 2, 3, 4, None]
+
+
 def test_there_must_be_such_a_fold(data, source, tmp_path):
     assert refusal(finetune, data, tmp_path / "new", source=source, fold=5).code == "E-FOLD"
     assert not (tmp_path / "new").exists()
