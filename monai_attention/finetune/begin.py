@@ -8,7 +8,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from monai_attention import DEFAULT_BUNDLE
+import monai
+import torch
+
+from monai_attention import DEFAULT_BUNDLE, __version__, bundles
 from monai_attention.errors import Refusal
 from monai_attention.finetune.folds import FOLDS
 from monai_attention.finetune.new_bundle import Wishes, expect_usable, make_bundle, preparation, write_data
@@ -102,6 +105,10 @@ def begin(
             "plan": asdict(made.plan),
             "costs": asdict(made.costs),
             "weights": made.weights,
+            "source_sha256": None if wishes.method == "scratch" else bundles.info(origin).weights_sha256,
+            "program": {"monai_attention": __version__, "monai": monai.__version__, "torch": torch.__version__},
+            "device": made.device,
+            "fingerprint": _fingerprint(found),
             "classes": {name: found.volumes_ml()[name] for name in found.classes.values()},
             "channels": list(found.data.channels),
             "cases": len(listed),
@@ -130,6 +137,19 @@ def prepare_again(
         other = scratch_of(folder) / "configs/inference.json"
         write_json(other, json.loads(other.read_text(encoding="utf-8")) | preparation(folder))
     write_json(folder / STORY, {**story, "preparation": preparation(folder)})
+
+
+def _fingerprint(found: Preflight) -> dict[str, list[float]]:
+    """The smallest and the largest number of anything that cases may differ in; no names."""
+    seen = [one.statistics for one in found.usable if one.statistics]
+    values: dict[str, list[float]] = {
+        "voxels along an axis": [n for one in seen for n in one.shape],
+        "spacing, mm": [mm for one in seen for mm in one.spacing_mm],
+        "0.5th percentile of intensities": [channel.low for one in seen for channel in one.intensities],
+        "median intensity of labelled voxels": [channel.median for one in seen for channel in one.foreground],
+        "99.5th percentile of intensities": [channel.high for one in seen for channel in one.intensities],
+    }
+    return {name: [min(numbers), max(numbers)] for name, numbers in values.items()}
 
 
 def _expect_own_folds(found: Preflight, fold: int | None, folds: int | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -44,6 +45,8 @@ Trained on {learned_from} cases, beginning with {source}.
 |---|---|---|---|---|
 {classes}
 
+{_fingerprint(story)}
+
 What became of the source's weights:
 
 {weights}
@@ -77,11 +80,30 @@ Dice; in brackets 95 % intervals of the mean over people, n/a with fewer than th
 
 Not known beyond the scores. It was judged on {held_out} cases like those it was trained on, and on nothing else.
 
+## Made with
+
+{_made_with(folder, story)}
+
 ## Licence
 
 That of the source bundle, see LICENSE, as far as the data it was trained on allow.
 """,
     )
+
+
+def _fingerprint(story: Mapping[str, Any]) -> str:
+    rows = [(name, f"{low:g}", f"{high:g}") for name, (low, high) in story["fingerprint"].items()]
+    return _markdown([("of all cases", "smallest", "largest"), *rows])
+
+
+def _made_with(folder: Path, story: Mapping[str, Any]) -> str:
+    """Programs, machine, and hashes of weights."""
+    metadata = json.loads((folder / "configs/metadata.json").read_text(encoding="utf-8"))
+    hashes = {"this bundle's weights": metadata["weights"]["models/model.pt"]["sha256"]}
+    hashes |= {"the source's weights": story["source_sha256"]} if story["source_sha256"] else {}
+    programs = ", ".join(f"{name} {version}" for name, version in story["program"].items())
+    rows = [("sha256 of", ""), *((name, f"`{digest}`") for name, digest in hashes.items())]
+    return f"{programs}; {story['device']}.\n\n{_markdown(rows)}"
 
 
 def _how_judged(folder: Path, story: Mapping[str, Any], held_out: int) -> str:
@@ -120,7 +142,8 @@ def _markdown(rows: Sequence[tuple[str, ...]], measure: str = "") -> str:
     """A table; `measure` replaces the heading of its second column."""
     heading, *others = rows
     heading = (heading[0], measure) if measure else heading
-    return "\n".join(f"| {' | '.join(row)} |" for row in (heading, ("---",) * len(heading), *others))
+    lines = (heading, ("---",) * len(heading), *others)
+    return "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |" for line in lines)
 
 
 def _class(name: str, ml: list[float]) -> str:

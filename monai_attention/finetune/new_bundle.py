@@ -65,12 +65,14 @@ class NewBundle:
         plan: what its training will do.
         weights: what became of the source's, a line each.
         costs: of a training step, as measured.
+        device: that they were measured on, and the training is planned for.
     """
 
     folder: Path
     plan: Plan
     weights: list[str]
     costs: Costs
+    device: str
 
 
 def make_bundle(
@@ -156,7 +158,15 @@ def make_bundle(
     for name in ("LICENSE", "configs/logging.conf"):
         if (origin / name).is_file():
             shutil.copyfile(origin / name, folder / name)
-    return NewBundle(folder, plan, lines, costs)
+    return NewBundle(folder, plan, lines, costs, _told(place))
+
+
+def _told(device: torch.device) -> str:
+    return (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{device.type}, {torch.get_num_threads()} threads"
+    )
 
 
 def for_fold(folder: Path, target: Path) -> Path:

@@ -132,6 +132,9 @@ def test_the_bundle_says_what_was_done(tuned):
     card = (tuned.bundle / "docs/README.md").read_text()
     assert f"{tuned.score:.3f}" in card
     assert "head" in card
+    assert "| spacing, mm | 2 | 2 |" in card
+    assert bundles.info(tuned.bundle).weights_sha256 in card
+    assert "case0" not in card
     story = json.loads((tuned.bundle / STORY).read_text())
     assert story["cases"] == 5
     assert sorted(story["folds"].values()) == [0, 1, 2, 3, 4]
