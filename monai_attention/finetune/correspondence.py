@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from monai_attention.errors import Refusal
-from monai_attention.finetune.labelled import listed
+from monai_attention.finetune.labelled import listed, same_name
 
 
 def corresponding(
@@ -19,7 +19,7 @@ def corresponding(
         classes: of the dataset, value -> name without background.
         bundle: label -> name; 0 is background.
         names: class of the bundle -> class of the dataset, where these are not called alike; several may mean one.
-            Upper and lower case are the same here and in comparing.
+            Spellings are the same here and in comparing, see `labelled.same_name`.
         source: of the dataset, for messages.
 
     Raises:
@@ -29,17 +29,17 @@ def corresponding(
     remedy = 'say which are which: --map "name in the bundle=name in the dataset,..."'
     values: dict[str, int] = {}
     for value, name in classes.items():
-        if values.setdefault(name.casefold(), value) != value:
-            message = f"two classes of the dataset are called {name}, if upper and lower case are the same"
+        if values.setdefault(same_name(name), value) != value:
+            message = f"two classes of the dataset are called {name}, if spellings are the same"
             raise Refusal("E-CLASSES", message, path=source, remedy="give each a name of its own")
-    given = {theirs.casefold(): ours.casefold() for theirs, ours in names.items()}
-    unknown = [one for one in given if one not in {name.casefold() for label, name in bundle.items() if label}]
+    given = {same_name(theirs): same_name(ours) for theirs, ours in names.items()}
+    unknown = [one for one in given if one not in {same_name(name) for label, name in bundle.items() if label}]
     unknown += [one for one in given.values() if one not in values]
     if unknown:
         raise Refusal("E-CLASSES", f"there is no class {listed(unknown)}: {whole}", path=source, remedy=remedy)
     found: dict[int, tuple[int, ...]] = defaultdict(tuple)
     for label, name in sorted(bundle.items()):
-        ours = given.get(name.casefold(), name.casefold())
+        ours = given.get(same_name(name), same_name(name))
         if label and ours in values:
             found[values[ours]] += (label,)
     if classes and not found:

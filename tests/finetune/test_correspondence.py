@@ -13,7 +13,7 @@ def match(classes, **names):
 
 
 def test_names_decide_and_never_numbers():
-    assert match({7: "LIVER", 1: "spleen"}) == {7: (1,), 1: ()}
+    assert match({7: "LIVER", 1: "spleen", 4: "Left_Kidney"}) == {7: (1,), 1: (), 4: (2,)}
 
 
 def test_several_of_the_bundle_may_mean_one():
