@@ -11,8 +11,9 @@ The rules:
 - **Epoch**: 50 steps on the CPU, 100 on a GPU; validation every fifth of the training, and at least every 10 epochs.
 - **Length**: as told (`epochs` or `seconds`, by the time that steps were measured to take); else 40 epochs, 20 for the
   head alone, and 200 from scratch.
-- **Rates**: 1e-3 for the head and LoRA, 3e-4 for the whole network, falling by a quarter from layer to layer towards
-  the input; 1e-3 for all layers from scratch; a cosine after a warm-up of one epoch at most.
+- **Rates**: 1e-3 for the last layer, falling by a quarter from layer to layer towards the input; from scratch 1e-3 for
+  all; a cosine after a warm-up of one epoch at most. What is kept is an average of the weights over the last tenth of
+  the steps, but 100 at most.
 - **Mirroring** left and right only where no class has a side, and the preprocessing orients images.
 """
 
@@ -32,7 +33,7 @@ from monai_attention.cohort.phases import is_out_of_memory
 from monai_attention.errors import Refusal
 
 METHODS = ("full", "lora", "head", "scratch")
-RATES = {"full": 3e-4, "lora": 1e-3, "head": 1e-3, "scratch": 1e-3}
+RATE = 1e-3
 DECAYS = {"full": 0.75, "lora": 0.75, "head": 0.75, "scratch": 1.0}
 EPOCHS = {"full": 40, "lora": 40, "head": 20, "scratch": 200}
 SHARE = 1 / 3
@@ -131,7 +132,7 @@ def planned(
         epoch_length,
         epochs,
         max(1, min(10, math.ceil(epochs / 5))),
-        RATES[method],
+        RATE,
         DECAYS[method],
         mirror=oriented and not any(map(has_side, classes)),
         network=dict(network),

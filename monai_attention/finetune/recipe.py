@@ -72,6 +72,7 @@ def train_config(
         "num_workers": 1,
         "amp": True,
         **{name: _plain(getattr(plan, name)) for name in own},
+        "ema_momentum": "$max(0.01, min(1.0, 10 / (@max_epochs * @epoch_length)))",  # the last tenth, 100 steps at most
         "trained": list(trained),
         "cases": "$json.load(open(@data_dir + '/cases.json'))",
         **{key: value for key, value in inference.items() if key in _needed(inference)},
@@ -93,7 +94,7 @@ def train_config(
             "warmup_multiplier": 0.1,
             "t_total": "$@max_epochs * @epoch_length",
         },
-        "ema": {"_target_": "ignite.handlers.EMAHandler", "model": "@adapted", "momentum": 0.01},
+        "ema": {"_target_": "ignite.handlers.EMAHandler", "model": "@adapted", "momentum": "@ema_momentum"},
         "augment": {
             "_target_": "Compose",
             "transforms": [
