@@ -180,7 +180,7 @@ def table(results: dict[Contender, dict[str, Any]]) -> str:
         if one.method == "source":
             cells = ["", "source as it was", spread(found), "", "", "", ""]
         else:
-            cells = [str(one.people), one.method, spread(found), f"{found['parameters'] / 1e6:.3g} M"]
+            cells = [str(one.people), one.method, spread(found), f"{found['parameters']:,}"]
             cells += [f"{found['epoch']} of {one.epochs}", f"{found['minutes']:.1f} min", f"{found['peak_gb']:.1f} GB"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"

@@ -99,5 +99,5 @@ def test_the_table_has_a_line_for_each_contender():
     results[Contender("contrast", "lora", 5, 4)]["interval"] = None
     assert table(results).splitlines()[2:] == [
         "|  | source as it was | 0.700 (0.600 to 0.800) |  |  |  |  |",
-        "| 5 | lora | 0.700 (0.600 to 0.800, people) | 0.04 M | 3 of 4 | 4.0 min | 1.5 GB |",
+        "| 5 | lora | 0.700 (0.600 to 0.800, people) | 40,000 | 3 of 4 | 4.0 min | 1.5 GB |",
     ]
