@@ -34,17 +34,19 @@ class Phases:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-            self.peak_memory_mb[name] = max(self.peak_memory_mb.get(name, 0.0), self._peak_bytes() / 1e6)
+            self.peak_memory_mb[name] = max(self.peak_memory_mb.get(name, 0.0), peak_bytes(self.device) / 1e6)
 
-    def _peak_bytes(self) -> int:
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device)
-        if sys.platform == "win32":  # there is no resource module
-            return 0
-        import resource
 
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+def peak_bytes(device: torch.device) -> int:
+    """The most memory that was in use: of a CUDA device by torch, else resident of this process; 0 if nobody knows."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":  # there is no resource module
+        return 0
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def is_out_of_memory(error: BaseException) -> bool:

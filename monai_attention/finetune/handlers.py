@@ -16,6 +16,7 @@ from ignite.engine import Engine, Events
 from torch import nn
 
 from monai_attention.bundle_config import Config, read_config, walk
+from monai_attention.cohort.phases import peak_bytes
 from monai_attention.errors import Refusal
 from monai_attention.finetune.labelled import listed
 from monai_attention.io.write import replacing, write_json, write_text
@@ -189,7 +190,7 @@ def _keep(path: Path, network: nn.Module, told: dict[str, Any]) -> None:
 
 
 class EpochTable:
-    """Writes a CSV with a row an epoch: mean loss, learning rate, seconds, and what validation last measured.
+    """Writes a CSV with a row an epoch: mean loss, learning rate, seconds, peak memory, and what validation measured.
 
     A training that is resumed goes on with the table; rows of epochs that are done again are dropped.
 
@@ -197,12 +198,16 @@ class EpochTable:
         path: of the table.
         validator: whose metrics are written in the epochs that it looked at.
         rate: the learning rate, asked as well.
+        device: whose memory is told.
     """
 
-    def __init__(self, path: str | Path, validator: Engine, rate: Callable[[], float]) -> None:
+    def __init__(
+        self, path: str | Path, validator: Engine, rate: Callable[[], float], device: str | torch.device = "cpu"
+    ) -> None:
         self.path = Path(path)
         self.validator = validator
         self.rate = rate
+        self.device = torch.device(device)
         self.rows: list[dict[str, Any]] = []
         self.losses: list[float] = []
         self.began = 0.0
@@ -225,6 +230,7 @@ class EpochTable:
     def _write(self, engine: Engine) -> None:
         row: dict[str, Any] = {"epoch": engine.state.epoch, "loss": f"{sum(self.losses) / len(self.losses):.5f}"}
         row |= {"learning_rate": f"{self.rate():.3g}", "seconds": f"{time.monotonic() - self.began:.1f}"}
+        row |= {"peak_gb": f"{peak_bytes(self.device) / 1e9:.2f}"}
         looked = self.validator.state.epoch == engine.state.epoch
         metrics = self.validator.state.metrics if looked else {}
         self.rows.append(row | {name: f"{float(value):.4f}" for name, value in metrics.items()})

@@ -24,7 +24,7 @@ from monai_attention.finetune.adapt import Named, adapt
 from monai_attention.finetune.ends import find_ends, make_from, takes
 from monai_attention.finetune.folds import FOLDS, folds_of
 from monai_attention.finetune.lora import adaptable
-from monai_attention.finetune.plan import SHARE, Costs, Plan, measured, planned
+from monai_attention.finetune.plan import HEAD_RATE, SHARE, Costs, Plan, measured, planned
 from monai_attention.finetune.preflight import Preflight
 from monai_attention.finetune.prepared import write_prepared
 from monai_attention.finetune.preprocessing import planned_preprocessing
@@ -181,13 +181,13 @@ def for_fold(folder: Path, target: Path) -> Path:
 
 def _first_weights(
     config: Config, loaded: LoadedBundle, names: tuple[str, ...], channels: int, *, fresh: bool
-) -> tuple[nn.Module, list[str], list[str]]:
-    """The network with them, the parameters that every method trains, and what became of the source's weights."""
+) -> tuple[nn.Module, dict[str, float], list[str]]:
+    """The network with them, what every method trains (see `recipe.train_config`), and what became of the source's."""
     make = make_from(config)
     torch.manual_seed(0)
     network = make(channels, len(names))
     if fresh:
-        return network, [], ["all weights initialised afresh"]
+        return network, {}, ["all weights initialised afresh"]
     ends = find_ends(make, channels, len(names))
     adaptation = adapt(
         network,
@@ -197,7 +197,8 @@ def _first_weights(
         target=Named(names, ("",) * channels),
     )
     changed = {one.name for one in adaptation.changed}
-    return network, [*ends.heads, *(name for name in ends.inputs if name in changed)], adaptation.lines()
+    trained = {name: 1.0 for name in ends.inputs if name in changed} | dict.fromkeys(ends.heads, HEAD_RATE)
+    return network, trained, adaptation.lines()
 
 
 def write_data(

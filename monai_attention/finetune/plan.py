@@ -11,9 +11,10 @@ The rules:
 - **Epoch**: 50 steps on the CPU, 100 on a GPU; validation every fifth of the training, and at least every 10 epochs.
 - **Length**: as told (`epochs` or `seconds`, by the time that steps were measured to take); else 40 epochs, 20 for the
   head alone, and 200 from scratch.
-- **Rates**: 1e-3 for the last layer, falling by a quarter from layer to layer towards the input; from scratch 1e-3 for
-  all; a cosine after a warm-up of one epoch at most. What is kept is an average of the weights over the last tenth of
-  the steps, but 100 at most.
+- **Rates**: 1e-3 for the last layer, falling by a quarter from layer to layer towards the input, but ten times as much
+  for the head, whose new rows begin small beside those that came over; from scratch 1e-3 for all; a cosine after a
+  warm-up of one epoch at most. What is kept is an average of the weights over the last tenth of the steps, but 100 at
+  most.
 - **Mirroring** left and right only where no class has a side, and the preprocessing orients images.
 """
 
@@ -34,6 +35,9 @@ from monai_attention.errors import Refusal
 
 METHODS = ("full", "lora", "head", "scratch")
 RATE = 1e-3
+HEAD_RATE = 10.0
+"""Times as fast as the last layer; in a training from scratch the head learns like all else."""
+
 DECAYS = {"full": 0.75, "lora": 0.75, "head": 0.75, "scratch": 1.0}
 EPOCHS = {"full": 40, "lora": 40, "head": 20, "scratch": 200}
 SHARE = 1 / 3

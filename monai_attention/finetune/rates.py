@@ -10,7 +10,7 @@ of the data's way through the deepest level: input, encoder, skips, decoder, hea
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import nn
@@ -37,7 +37,12 @@ def layers(network: nn.Module) -> dict[str, list[str]]:
 
 
 def parameter_groups(
-    network: nn.Module, rate: float, *, decay: float = 0.75, weight_decay: float = 0.01
+    network: nn.Module,
+    rate: float,
+    *,
+    decay: float = 0.75,
+    own: Mapping[str, float] | None = None,
+    weight_decay: float = 0.01,
 ) -> list[dict[str, Any]]:
     """Groups for an optimiser of torch: the last layer learns at `rate`, each one before it at `decay` times the next.
 
@@ -47,6 +52,7 @@ def parameter_groups(
         network: see `layers`.
         rate: learning rate of the last layer.
         decay: in (0, 1]; 1 is the same rate everywhere.
+        own: parameters that learn, wherever they are, at so many times `rate`.
         weight_decay: see `torch.optim.AdamW`.
 
     Returns:
@@ -57,17 +63,18 @@ def parameter_groups(
     """
     if not 0 < decay <= 1:
         raise ValueError(f"decay must be in (0, 1]; got {decay}")
-    parameters, groups = dict(network.named_parameters()), []
+    parameters, own = dict(network.named_parameters()), own or {}
+    groups: dict[tuple[str, float, bool], dict[str, Any]] = {}
     for above, (layer, names) in enumerate(reversed(layers(network).items())):
-        learning = [name for name in names if parameters[name].requires_grad]
-        for decays in (True, False):
-            chosen = [parameters[name] for name in learning if decays == _is_weight(name, parameters[name])]
-            if chosen:
-                share = {"lr": rate * decay**above, "weight_decay": weight_decay if decays else 0.0}
-                groups.append({"params": chosen, **share, "layer": layer})
+        for name in names:
+            if not parameters[name].requires_grad:
+                continue
+            times, decays = own.get(name, decay**above), _is_weight(name, parameters[name])
+            share = {"lr": rate * times, "weight_decay": weight_decay if decays else 0.0, "layer": layer}
+            groups.setdefault((layer, times, decays), {"params": [], **share})["params"].append(parameters[name])
     if not groups:
         raise ValueError(f"every parameter of {type(network).__name__} is frozen; nothing is left to learn")
-    return groups
+    return list(groups.values())
 
 
 def train_only(network: nn.Module, names: Collection[str]) -> None:

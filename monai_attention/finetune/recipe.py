@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from monai_attention.bundle_config import Config
@@ -27,14 +27,21 @@ def inference_config(source: Config, *, channels: int, classes: int) -> dict[str
 
 
 def train_config(
-    inference: Mapping[str, Any], plan: Plan, *, trained: Sequence[str], fold: int | None, keep: str, data: str = "data"
+    inference: Mapping[str, Any],
+    plan: Plan,
+    *,
+    trained: Mapping[str, float],
+    fold: int | None,
+    keep: str,
+    data: str = "data",
 ) -> dict[str, Any]:
     """`train.json`: trains on the crops of `data/`, in the bundle's own folder, and goes on where it was stopped.
 
     Args:
         inference: `inference.json` of the new bundle.
         plan: its values stand at the top.
-        trained: parameters that every method trains: the head's, and input layers that were made anew.
+        trained: parameters that every method trains, the head's and input layers that were made anew, and what their
+            learning rate is multiplied by.
         fold: held out; None trains on all cases.
         keep: `best` keeps the weights that the held-out cases liked best, `last` those of the last epoch.
         data: folder of the prepared cases, from the bundle's.
@@ -73,7 +80,7 @@ def train_config(
         "amp": True,
         **{name: _plain(getattr(plan, name)) for name in own},
         "ema_momentum": "$max(0.01, min(1.0, 10 / (@max_epochs * @epoch_length)))",  # the last tenth, 100 steps at most
-        "trained": list(trained),
+        "trained": dict(trained),
         "cases": "$json.load(open(@data_dir + '/cases.json'))",
         **{key: value for key, value in inference.items() if key in _needed(inference)},
         "network_def": {**inference["network_def"], **plan.network},
@@ -84,7 +91,7 @@ def train_config(
         "loss": {"_target_": f"{scripts}.loss.PartialDiceCE"},
         "optimizer": {
             "_target_": "torch.optim.AdamW",
-            "params": "$parameter_groups(@adapted, @learning_rate, decay=@rate_decay)",
+            "params": "$parameter_groups(@adapted, @learning_rate, decay=@rate_decay, own=@trained)",
             "lr": "@learning_rate",
         },
         "lr_schedule": {
@@ -167,7 +174,8 @@ def train_config(
                     "_target_": f"{scripts}.handlers.EpochTable",
                     "path": "$@output_dir + '/epochs.csv'",
                     "validator": "@validate#evaluator",
-                    "rate": "$lambda: @optimizer.param_groups[0]['lr']",
+                    "rate": "$lambda: @learning_rate * @lr_schedule.lr_lambdas[0](@lr_schedule.last_epoch)",
+                    "device": "@device",
                 },
                 {
                     "_target_": f"{scripts}.handlers.KeepLast",

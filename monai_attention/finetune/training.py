@@ -9,6 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from monai_attention.cohort.device import device_of
+from monai_attention.cohort.phases import peak_bytes
 from monai_attention.errors import Refusal
 from monai_attention.finetune.handlers import SamePlan, loss_of
 from monai_attention.finetune.release import release
@@ -40,7 +41,7 @@ def train(bundle: Path, fold: int | None, target: Path, *, device: str | None = 
         fold: held out; None trains on all cases.
         target: folder of the bundle that gets the weights: the same, or one of this fold's own.
         device: torch device; None: what `train.json` says.
-        progress: show a bar of steps with the loss, the last validation's Dice and the time that is left.
+        progress: show a bar of steps with the loss, the most memory, the last validation's Dice and the time left.
 
     Raises:
         Refusal: E-LOSS, E-DEVICE; E-PLAN-CHANGED, `train.json` was edited after the first epoch.
@@ -74,7 +75,7 @@ def train(bundle: Path, fold: int | None, target: Path, *, device: str | None = 
 
         def advance(engine: object) -> None:
             bar.update(trainer.state.iteration - bar.n)
-            told = {"loss": f"{loss_of(trainer):.3f}"}
+            told = {"loss": f"{loss_of(trainer):.3f}", "memory": f"{peak_bytes(trainer.state.device) / 1e9:.1f} GB"}
             bar.set_postfix(told | {name: f"{value:.3f}" for name, value in evaluator.state.metrics.items()})
 
         trainer.add_event_handler(Events.ITERATION_COMPLETED, advance)
