@@ -90,7 +90,7 @@ def finetune(options: argparse.Namespace) -> int:
         print(f"fold {options.fold} is done; when all are, --resume without --fold trains on all cases, and judges")
         return SOME_REFUSED if refused else OK
     print("\n".join(in_columns(table(found.judged))))
-    print("Dice of held-out cases; in brackets 95 % intervals of the mean, by person")
+    print("Dice of held-out cases; in brackets 95 % intervals of the mean, by person, where there are three or more")
     for name, why in found.judged["lacking"].items():
         print(f"not compared with {name}: {why}")
     print(f"look at {found.bundle / 'evaluation/this_bundle/report.html'}, and {found.bundle / 'docs/README.md'}")

@@ -12,6 +12,7 @@ from typing import Any
 from monai_attention.finetune.comparison import table
 from monai_attention.finetune.training import outcome_of, output_of
 from monai_attention.io.write import write_text
+from monai_attention.report.evaluation import METRICS
 
 
 def write_card(folder: Path, story: Mapping[str, Any], judged: Mapping[str, Any]) -> None:
@@ -35,11 +36,11 @@ def write_card(folder: Path, story: Mapping[str, Any], judged: Mapping[str, Any]
 
 Segments {", ".join(story["classes"])}. **For research. Not a medical device.**
 
-Trained on {learned_from} cases, beginning with {source}.
+Trained on {_cases(learned_from)}, beginning with {source}.
 
 ## Trained on
 
-{story["cases"]} cases of {story["people"]} people as far as the data tell; channels: {", ".join(story["channels"])}.
+{_cases(story["cases"])} of {story["people"]} people as far as the data tell; channels: {", ".join(story["channels"])}.
 
 | class | in cases | mL, smallest | median | largest |
 |---|---|---|---|---|
@@ -64,11 +65,10 @@ configs/train.json --bundle_root .`, and then `... run release ...`; where `runs
 
 {_markdown(table(judged))}
 
-Dice; in brackets 95 % intervals of the mean over people, n/a with fewer than three. The other measures, of this bundle:
+Dice; in brackets 95 % intervals of the mean over people, where there are three or more. The other measures, of this
+bundle:
 
-{_markdown([tuple(row[:2]) for row in table(judged, "surface_dice")], "surface Dice")}
-
-{_markdown([tuple(row[:2]) for row in table(judged, "hd95_mm")], "HD95, mm")}
+{_markdown(_others(judged))}
 
 {_lacking(judged)}
 
@@ -78,7 +78,7 @@ Dice; in brackets 95 % intervals of the mean over people, n/a with fewer than th
 
 ## Where it fails
 
-Not known beyond the scores. It was judged on {held_out} cases like those it was trained on, and on nothing else.
+Lowest Dice: {_lowest(judged)}. It was judged on {_cases(held_out)} like those it was trained on, and on nothing else.
 
 ## Made with
 
@@ -118,10 +118,29 @@ def _how_judged(folder: Path, story: Mapping[str, Any], held_out: int) -> str:
     outcome = outcome_of(folder, story["trainings"][0])
     assert outcome is not None
     return (
-        f"Of the {held_out} held-out cases. The weights, of epoch {outcome['epoch']}, were chosen by validation on "
+        f"Of {_cases(held_out)} held out. The weights, of epoch {outcome['epoch']}, were chosen by validation on "
         "these very cases, so it flatters; `monai-attention evaluate` on cases that are not in `data/` does not, nor "
         "does cross-validation (`--folds`)."
     )
+
+
+def _others(judged: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Class, surface Dice and HD95."""
+    surface, distance = (table(judged, metric) for metric in ("surface_dice", "hd95_mm"))
+    rows = [(one[0], one[1], other[1]) for one, other in zip(surface, distance, strict=True)]
+    return [("class", METRICS["surface_dice"], METRICS["hd95_mm"]), *rows[1:]]
+
+
+def _lowest(judged: Mapping[str, Any], count: int = 3) -> str:
+    """The classes that it finds worst; what no case has is unknown."""
+    classes = next(iter(judged["contenders"].values()))["classes"]
+    known = {name: one["dice"]["mean"] for name, one in classes.items() if one["dice"]["mean"] is not None}
+    told = [f"{name} {known[name]:.2f}" for name in sorted(known, key=known.__getitem__)[:count]]
+    return ", ".join(told + [f"{name} unknown" for name in classes if name not in known])
+
+
+def _cases(count: int) -> str:
+    return f"{count} case{'' if count == 1 else 's'}"
 
 
 def _lacking(judged: Mapping[str, Any]) -> str:
@@ -138,10 +157,9 @@ def _curve(folder: Path, story: Mapping[str, Any]) -> str:
     return f"{lines}\n\n{len(rows)} epochs took {minutes:.0f} minutes."
 
 
-def _markdown(rows: Sequence[tuple[str, ...]], measure: str = "") -> str:
-    """A table; `measure` replaces the heading of its second column."""
+def _markdown(rows: Sequence[tuple[str, ...]]) -> str:
+    """A table, its heading first."""
     heading, *others = rows
-    heading = (heading[0], measure) if measure else heading
     lines = (heading, ("---",) * len(heading), *others)
     return "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |" for line in lines)
 

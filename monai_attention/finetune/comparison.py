@@ -44,6 +44,8 @@ def comparison(evaluations: Mapping[str, Evaluation], lacking: Mapping[str, str]
 def table(told: Mapping[str, Any], metric: str = "dice") -> list[tuple[str, ...]]:
     """Heading and rows: a class each, then their mean; by contender its mean, then the differences.
 
+    Where a contender has numbers for some classes only, the mean says of how many.
+
     Args:
         told: see `comparison`.
         metric: one of `METRICS`.
@@ -64,10 +66,17 @@ def _paired(before: Evaluation, after: Evaluation, metric: str) -> dict[str, Any
 
 
 def _cell(contender: Mapping[str, Any], name: str, metric: str) -> str:
-    if name == MEAN:
-        return spelled(contender["mean_over_classes"][metric])
-    one = contender["classes"][name]
-    return "no such class" if one["bundle"] == NO_SUCH_CLASS else spelled(one[metric])
+    classes = contender["classes"]
+    if name != MEAN:
+        return "no such class" if classes[name]["bundle"] == NO_SUCH_CLASS else _number(classes[name][metric])
+    there = sum(one[metric]["mean"] is not None for one in classes.values())
+    of = "" if there == len(classes) else f", of {there}"
+    return f"{_number(contender['mean_over_classes'][metric])}{of}"
+
+
+def _number(one: Mapping[str, Any]) -> str:
+    """A mean, with its interval if it has one."""
+    return spelled(one) if one["mean"] is None or one["interval"] is not None else f"{one['mean']:.3f}"
 
 
 def _change(one: Mapping[str, Any]) -> str:

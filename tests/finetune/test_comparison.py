@@ -39,6 +39,7 @@ def test_differences_are_paired_and_a_class_that_one_lacks_has_none():
     assert first[3].endswith("higher in 3, lower in 0")
     assert second[2:] == ("no such class", "n/a")
     assert mean[0] == "mean over classes"
+    assert mean[2].endswith(", of 1")
 
 
 def test_who_scored_no_case_of_the_first_is_lacking_and_why():
