@@ -63,6 +63,7 @@ def add_verbs(add: AddVerb) -> None:
 def finetune(options: argparse.Namespace) -> int:
     """Fine-tune a bundle and print what was decided and what came out."""
     from monai_attention.finetune.comparison import table
+    from monai_attention.finetune.run import NEW
     from monai_attention.finetune.run import finetune as run
 
     settled = {
@@ -91,6 +92,8 @@ def finetune(options: argparse.Namespace) -> int:
         return SOME_REFUSED if refused else OK
     print("\n".join(in_columns(table(found.judged))))
     print("Dice of held-out cases; in brackets 95 % intervals of the mean, by person, where there are three or more")
+    worst = [one for one in found.judged["contenders"][NEW]["worst"] if one["dice"] is not None]
+    print("worst of this bundle: " + ", ".join(f"{one['case_id']} {one['dice']:.3f}" for one in worst))
     for name, why in found.judged["lacking"].items():
         print(f"not compared with {name}: {why}")
     print(f"look at {found.bundle / 'evaluation/this_bundle/report.html'}, and {found.bundle / 'docs/README.md'}")

@@ -13,7 +13,7 @@ MEAN = "mean over classes"
 
 
 def comparison(evaluations: Mapping[str, Evaluation], lacking: Mapping[str, str]) -> dict[str, Any]:
-    """What is to be told of them, without cases, as plain strings, numbers, lists and dictionaries.
+    """What is to be told of them, as plain strings, numbers, lists and dictionaries.
 
     Args:
         evaluations: by what the contender is called; the others are compared with the first.
@@ -25,7 +25,7 @@ def comparison(evaluations: Mapping[str, Evaluation], lacking: Mapping[str, str]
     """
     names = list(evaluations)
     first = evaluations[names[0]]
-    kept = ("bundle", "scored", "people", "classes", "mean_over_classes")
+    kept = ("bundle", "scored", "people", "classes", "mean_over_classes", "worst")
     told: dict[str, Any] = {"contenders": {}, "differences": {}, "lacking": dict(lacking)}
     for name, one in evaluations.items():
         whole = one.to_json()

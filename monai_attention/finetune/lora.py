@@ -103,6 +103,11 @@ def merge_lora(network: nn.Module) -> None:
     network.requires_grad_(True)
 
 
+def has_lora(network: nn.Module) -> bool:
+    """Whether some layer has an adapter."""
+    return bool(_adapted(network))
+
+
 def lora_state(network: nn.Module) -> dict[str, Tensor]:
     """Copies of what is trained of a network with adapters: these, and the parameters named in `train`; on the CPU."""
     trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}

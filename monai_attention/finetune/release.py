@@ -8,12 +8,14 @@ import torch
 from torch import nn
 
 from monai_attention.checkpoints import read_state_dict, release_weights
-from monai_attention.finetune.lora import merge_lora
+from monai_attention.finetune.lora import has_lora, lora_state, merge_lora
 from monai_attention.io.write import replacing
 
 
 def release(checkpoint: str | Path, network: nn.Module, bundle: str | Path) -> str:
     """Put the best weights into a bundle, adapters merged: `models/model.pt`, see `checkpoints.release_weights`.
+
+    Adapters, and what was trained beside them, are also kept apart: `models/adapters.pt`, see `lora.load_lora`.
 
     Args:
         checkpoint: state dict of the network as it was trained.
@@ -27,6 +29,9 @@ def release(checkpoint: str | Path, network: nn.Module, bundle: str | Path) -> s
         Refusal: the checkpoint is not there, or cannot be read.
     """
     network.load_state_dict(read_state_dict(checkpoint))
+    if has_lora(network):
+        with replacing(Path(bundle) / "models/adapters.pt") as temporary:
+            torch.save(lora_state(network), temporary)
     merge_lora(network)
     merged = Path(checkpoint).with_name("merged.pt")
     with replacing(merged) as temporary:
