@@ -24,7 +24,7 @@ from monai_attention.finetune.adapt import Named, adapt
 from monai_attention.finetune.ends import find_ends, make_from, takes
 from monai_attention.finetune.folds import FOLDS, folds_of
 from monai_attention.finetune.lora import adaptable
-from monai_attention.finetune.plan import HEAD_RATE, SHARE, Costs, Plan, measured, planned
+from monai_attention.finetune.plan import RATES, SHARE, Costs, Plan, measured, planned
 from monai_attention.finetune.preflight import Preflight
 from monai_attention.finetune.prepared import write_prepared
 from monai_attention.finetune.preprocessing import planned_preprocessing
@@ -197,7 +197,9 @@ def _first_weights(
         target=Named(names, ("",) * channels),
     )
     changed = {one.name for one in adaptation.changed}
-    trained = {name: 1.0 for name in ends.inputs if name in changed} | dict.fromkeys(ends.heads, HEAD_RATE)
+    trained = {name: RATES["full"] for name in ends.inputs if name in changed} | dict.fromkeys(
+        ends.heads, RATES["head"]
+    )
     return network, trained, adaptation.lines()
 
 

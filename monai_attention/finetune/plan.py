@@ -11,10 +11,10 @@ The rules:
 - **Epoch**: 50 steps on the CPU, 100 on a GPU; validation every fifth of the training, and at least every 10 epochs.
 - **Length**: as told (`epochs` or `seconds`, by the time that steps were measured to take); else 40 epochs, 20 for the
   head alone, and 200 from scratch.
-- **Rates**: 1e-3 for the last layer, falling by a quarter from layer to layer towards the input, but ten times as much
-  for the head, whose new rows begin small beside those that came over; from scratch 1e-3 for all; a cosine after a
-  warm-up of one epoch at most. What is kept is an average of the weights over the last tenth of the steps, but 100 at
-  most.
+- **Rates**: 1e-2 for the head, whose new rows begin small beside those that came over; below it 1e-3, falling by a
+  quarter from layer to layer towards the input; 3e-3 for adapters, which begin at nothing; from scratch 1e-3 for all. A
+  cosine after a warm-up of one epoch at most. What is kept is an average of the weights over the last tenth of the
+  steps, but 100 at most.
 - **Mirroring** left and right only where no class has a side, and the preprocessing orients images.
 """
 
@@ -34,11 +34,8 @@ from monai_attention.cohort.phases import is_out_of_memory
 from monai_attention.errors import Refusal
 
 METHODS = ("full", "lora", "head", "scratch")
-RATE = 1e-3
-HEAD_RATE = 10.0
-"""Times as fast as the last layer; in a training from scratch the head learns like all else."""
-
-DECAYS = {"full": 0.75, "lora": 0.75, "head": 0.75, "scratch": 1.0}
+RATES = {"full": 1e-3, "lora": 3e-3, "head": 1e-2, "scratch": 1e-3}
+DECAYS = {"full": 0.75, "lora": 1.0, "head": 0.75, "scratch": 1.0}
 EPOCHS = {"full": 40, "lora": 40, "head": 20, "scratch": 200}
 SHARE = 1 / 3
 """Of the free memory, that a batch may save for the backward pass."""
@@ -57,7 +54,7 @@ class Plan:
         epoch_length: steps an epoch.
         max_epochs: of the training.
         val_interval: epochs from one validation to the next.
-        learning_rate: of the last layer.
+        learning_rate: of the last layer below the head.
         rate_decay: what a layer's rate is multiplied by for the one before it.
         mirror: whether crops are mirrored along x.
         network: arguments of the network that hold in training only, such as `use_checkpoint`.
@@ -136,7 +133,7 @@ def planned(
         epoch_length,
         epochs,
         max(1, min(10, math.ceil(epochs / 5))),
-        RATE,
+        RATES[method],
         DECAYS[method],
         mirror=oriented and not any(map(has_side, classes)),
         network=dict(network),

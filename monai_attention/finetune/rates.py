@@ -52,7 +52,7 @@ def parameter_groups(
         network: see `layers`.
         rate: learning rate of the last layer.
         decay: in (0, 1]; 1 is the same rate everywhere.
-        own: parameters that learn, wherever they are, at so many times `rate`.
+        own: parameters that learn at rates of their own, wherever they are.
         weight_decay: see `torch.optim.AdamW`.
 
     Returns:
@@ -69,9 +69,9 @@ def parameter_groups(
         for name in names:
             if not parameters[name].requires_grad:
                 continue
-            times, decays = own.get(name, decay**above), _is_weight(name, parameters[name])
-            share = {"lr": rate * times, "weight_decay": weight_decay if decays else 0.0, "layer": layer}
-            groups.setdefault((layer, times, decays), {"params": [], **share})["params"].append(parameters[name])
+            learns, decays = own.get(name, rate * decay**above), _is_weight(name, parameters[name])
+            share = {"lr": learns, "weight_decay": weight_decay if decays else 0.0, "layer": layer}
+            groups.setdefault((layer, learns, decays), {"params": [], **share})["params"].append(parameters[name])
     if not groups:
         raise ValueError(f"every parameter of {type(network).__name__} is frozen; nothing is left to learn")
     return list(groups.values())

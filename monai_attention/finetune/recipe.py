@@ -40,8 +40,7 @@ def train_config(
     Args:
         inference: `inference.json` of the new bundle.
         plan: its values stand at the top.
-        trained: parameters that every method trains, the head's and input layers that were made anew, and what their
-            learning rate is multiplied by.
+        trained: learning rates of the parameters that every method trains: the head's, and input layers made anew.
         fold: held out; None trains on all cases.
         keep: `best` keeps the weights that the held-out cases liked best, `last` those of the last epoch.
         data: folder of the prepared cases, from the bundle's.
