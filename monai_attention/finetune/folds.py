@@ -16,8 +16,8 @@ FOLDS = 5
 def folds_of(cases: Sequence[LabelledCase], count: int = FOLDS) -> dict[str, int]:
     """A fold for each case, by id: all cases of a person are in one, and all folds are about as large.
 
-    Where the dataset itself says which cases are for validation, these are fold 0 and those for training fold 1. Cases
-    for testing are in none. The same cases are divided in the same way each time, in whatever order they come.
+    Where the dataset itself says which cases are for validation, these are fold 0 and those for training fold 1. The
+    same cases are divided in the same way each time, in whatever order they come.
 
     Raises:
         ValueError: `count` is less than 2.
@@ -25,12 +25,11 @@ def folds_of(cases: Sequence[LabelledCase], count: int = FOLDS) -> dict[str, int
     """
     if count < 2:
         raise ValueError(f"people must be divided into at least 2 folds; got {count}")
-    cases = [case for case in cases if case.split != "test"]
-    if any(case.split for case in cases):
+    if any(case.split == "validation" for case in cases):
         given = {case.id: 0 if case.split == "validation" else 1 for case in cases}
         if len(set(given.values())) < 2:
             message = f"the dataset's own splits put all {len(given)} cases on one side"
-            remedy = "name cases for `train` and for `validation`, or leave the splits away"
+            remedy = "name cases for `train` as well, or leave the splits away"
             raise Refusal("E-TOO-FEW", message, remedy=remedy)
         return given
     people: dict[str, list[str]] = defaultdict(list)

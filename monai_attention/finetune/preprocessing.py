@@ -4,9 +4,9 @@ The rules:
 
 - **Spacing**: along each axis, with the patient upright, the median over cases; coarser where a window would see less
   than a third of the median scan.
-- **Intensities**: of CT, whose numbers mean something, what lies between the 0.5th and 99.5th percentiles of labelled
-  voxels goes to [0, 1], the same for all; of anything else, what lies between those of each channel of each scan. It is
-  CT if the files or the channel's name say so, or if every scan has values as low as air's.
+- **Intensities**: of CT alone, whose numbers mean something, what lies between the 0.5th and 99.5th percentiles of
+  labelled voxels goes to [0, 1], the same for all; of anything else, what lies between those of each channel of each
+  scan. It is CT if the files or the channel's name say so, or if every scan has values as low as air's.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def _along(one: CaseStatistics, axis: int) -> tuple[float, int]:
 def _intensities(found: Preflight, seen: Sequence[CaseStatistics]) -> dict[str, Any]:
     labelled = [channel for one in seen for channel in one.foreground]
     scaled = {"keys": "image", "b_min": 0.0, "b_max": 1.0, "clip": True}
-    if labelled and _is_ct(found, seen):
+    if labelled and len(found.data.channels) == 1 and _is_ct(found, seen):
         low, high = statistics.median(c.low for c in labelled), statistics.median(c.high for c in labelled)
         return {"_target_": "ScaleIntensityRanged", "a_min": low, "a_max": high, **scaled}
     each = {"channel_wise": True} if len(found.data.channels) > 1 else {}

@@ -34,6 +34,7 @@ def test_too_few_people_are_refused(count):
 
 
 def test_the_datasets_own_splits_are_kept():
-    splits = ["train", "train", "validation", "test"]
-    assert folds_of(cases("abcd", splits)) == {"case00": 1, "case01": 1, "case02": 0}
-    assert refusal(folds_of, cases("ab", ["train", "test"])).code == "E-TOO-FEW"
+    splits = ["train", "train", "validation"]
+    assert folds_of(cases("abc", splits)) == {"case00": 1, "case01": 1, "case02": 0}
+    assert sorted(folds_of(cases("ab", ["train", "train"]), 2).values()) == [0, 1]  # who is for validation, nobody says
+    assert refusal(folds_of, cases("ab", ["validation", "validation"])).code == "E-TOO-FEW"
