@@ -62,7 +62,7 @@ def add_verbs(add: AddVerb) -> None:
 
 def finetune(options: argparse.Namespace) -> int:
     """Fine-tune a bundle and print what was decided and what came out."""
-    from monai_attention.finetune.comparison import table
+    from monai_attention.finetune.comparison import refusals, table
     from monai_attention.finetune.run import NEW
     from monai_attention.finetune.run import finetune as run
 
@@ -92,19 +92,27 @@ def finetune(options: argparse.Namespace) -> int:
         return SOME_REFUSED if refused else OK
     print("\n".join(in_columns(table(found.judged))))
     print("Dice of held-out cases; in brackets 95 % intervals of the mean, by person, where there are three or more")
+    if found.story["keep"] == "best":
+        print("its weights were chosen by these very cases, which flatters; `evaluate` on others, or --folds, does not")
+    for line in refusals(found.judged):
+        print(f"without scores of {line}")
     worst = [one for one in found.judged["contenders"][NEW]["worst"] if one["dice"] is not None]
     print("worst of this bundle: " + ", ".join(f"{one['case_id']} {one['dice']:.3f}" for one in worst))
     for name, why in found.judged["lacking"].items():
         print(f"not compared with {name}: {why}")
     print(f"look at {found.bundle / 'evaluation/this_bundle/report.html'}, and {found.bundle / 'docs/README.md'}")
     print(f"monai-attention segment SCAN -o results --bundle {options.output}")
-    return SOME_REFUSED if refused else OK
+    return SOME_REFUSED if refused or found.judged["contenders"][NEW]["refused"] else OK
 
 
 def _print_story(story: Mapping[str, Any]) -> None:
     """What was found and decided, before hours go into it."""
     refused = ", ".join(f"{case} ({code})" for case, code in story["refused"].items())
     print(f"{story['cases']} cases of {story['people']} people" + (f"; refused: {refused}" if refused else ""))
+    if story["source_saw"]:
+        print(
+            f"    {story['source_saw']} of the cases were in the source's own training, which flatters it and this one"
+        )
     for line in story["weights"]:
         print(f"    {line}")
     plan = story["plan"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -13,10 +14,13 @@ import torch
 
 from monai_attention import DEFAULT_BUNDLE, __version__, bundles
 from monai_attention.errors import Refusal
-from monai_attention.finetune.folds import FOLDS
+from monai_attention.finetune.folds import FOLDS, folds_of
+from monai_attention.finetune.handlers import whole_checkpoints
+from monai_attention.finetune.labelled import listed as named
 from monai_attention.finetune.new_bundle import Wishes, expect_usable, make_bundle, preparation, write_data
 from monai_attention.finetune.preflight import Preflight
 from monai_attention.finetune.prepared import expect_labelled
+from monai_attention.finetune.together import CheckedCase
 from monai_attention.io.volume import ReadOptions
 from monai_attention.io.write import write_json
 from monai_attention.report.training_data import write_training_data
@@ -77,35 +81,39 @@ def begin(
         Refusal: the cohort, the source or the fold cannot be used.
     """
     trainings = trainings_of(fold, folds)
-    _expect_own_folds(found, fold, folds)
     write_json(folder / STORY, {"begun": True})
     write_training_data(folder / "preflight.html", found.to_json(), {one.case.id: one.picture for one in found.cases})
+    found = _without_tests(found)
     expect_usable(found)
+    _expect_own_folds(found, fold, folds)
+    divided = folds_of([one.case for one in found.usable], folds or FOLDS)
     held_out = [one for one in trainings if one is not None]
     count = len(trainings) + (len(held_out) if compare else 0)
     wishes = replace(wishes, seconds=wishes.seconds and wishes.seconds / count)
-    first, keep = held_out[0], "best" if len(trainings) == 1 else "last"
+    keep = "best" if len(trainings) == 1 else "last"
     origin = DEFAULT_BUNDLE if source is None else source
-    made = make_bundle(found, folder, origin, wishes, own_preprocessing=source is None, fold=first, keep=keep)
+    own = source is None
+    made = make_bundle(found, folder, origin, wishes, own_preprocessing=own, fold=trainings[-1], keep=keep)
     if compare:
-        same = replace(wishes, method="scratch", epochs=made.plan.max_epochs, seconds=None)
-        make_bundle(found, scratch_of(folder), origin, same, fold=first, keep=keep, data="../data")
-    listed = write_data(found, folder, folds=folds or FOLDS, options=options, progress=progress)
-    if keep == "best":  # what the held-out cases like
-        expect_labelled(listed, folder / "data", first)
+        other = replace(wishes, method="scratch")
+        make_bundle(found, scratch_of(folder), origin, other, like=made, fold=held_out[-1], keep=keep, data="../data")
+    listed = write_data(found, folder, divided, options=options, progress=progress)
+    for one in held_out:
+        expect_labelled(listed, folder / "data", one, chosen_by=keep == "best")
+    contents = {one.case.id: content_of(one) for one in found.usable}
     write_json(
         folder / STORY,
         {
             "source": None if source is None else str(source),
+            "source_sha256": bundles.info(origin).weights_sha256,
+            "source_saw": _seen_before(bundles.find(origin), contents),
             "trainings": trainings,
-            "parts": folds or FOLDS,
             "keep": keep,
-            "preparation": preparation(folder),
             "compare": compare,
             "plan": asdict(made.plan),
             "costs": asdict(made.costs),
+            "preparation": preparation(folder),
             "weights": made.weights,
-            "source_sha256": None if wishes.method == "scratch" else bundles.info(origin).weights_sha256,
             "program": {"monai_attention": __version__, "monai": monai.__version__, "torch": torch.__version__},
             "device": made.device,
             "fingerprint": _fingerprint(found),
@@ -114,7 +122,8 @@ def begin(
             "cases": len(listed),
             "people": len({one.case.group for one in found.usable}),
             "refused": {one.verdict.case_id: one.verdict.code for one in found.cases if not one.usable},
-            "folds": {entry["id"]: entry["fold"] for entry in listed},
+            "folds": divided,
+            "contents": contents,
         },
     )
 
@@ -125,18 +134,67 @@ def prepare_again(
     """Prepare the cases anew, as the preprocessing in `inference.json` has them after it was edited.
 
     Raises:
-        Refusal: E-PLAN-CHANGED, a training has begun with them as they were.
+        Refusal: E-PLAN-CHANGED, a training has begun with them as they were; E-DATA-CHANGED.
     """
     inference = folder / "configs/inference.json"
-    if any(folder.glob("**/runs/*/checkpoint_epoch=*.pt")):
+    if any(whole_checkpoints(runs) for runs in folder.glob("**/runs/*/")):
         remedy = f"undo that (it was as in {folder / STORY}), or begin anew in another folder"
         message = "its preprocessing was edited after the training's first epoch"
         raise Refusal("E-PLAN-CHANGED", message, path=inference, remedy=remedy)
-    write_data(found, folder, folds=story["parts"], options=options, progress=progress)
+    found = _without_tests(found)
+    expect_same(found, story)
+    write_json(folder / STORY, {**story, "preparation": None})  # neither the old nor the new, until all is written
+    listed = write_data(found, folder, story["folds"], options=options, progress=progress)
+    for one in story["trainings"]:
+        if one is not None:
+            expect_labelled(listed, folder / "data", one, chosen_by=story["keep"] == "best")
     if story["compare"]:
         other = scratch_of(folder) / "configs/inference.json"
         write_json(other, json.loads(other.read_text(encoding="utf-8")) | preparation(folder))
     write_json(folder / STORY, {**story, "preparation": preparation(folder)})
+
+
+def expect_same(found: Preflight, story: Mapping[str, Any]) -> None:
+    """Refuse to go on with other cases, other voxels or other classes than were begun with; more cases do no harm.
+
+    Raises:
+        Refusal: E-DATA-CHANGED.
+    """
+    now = {one.case.id: content_of(one) for one in found.usable}
+    changed = [case for case, content in story["contents"].items() if now.get(case) != content]
+    if changed or list(story["classes"]) != list(found.classes.values()):
+        what = f"cases {named(changed)} are missing or others" if changed else "its classes are others"
+        message = f"this is not the dataset that was begun with: {what}"
+        remedy = "give the same data, or begin anew in another folder"
+        raise Refusal("E-DATA-CHANGED", message, path=found.data.source, remedy=remedy)
+
+
+def content_of(one: CheckedCase) -> str:
+    """Equal for equal voxels of the image and equal volumes of the classes."""
+    assert one.statistics is not None
+    counts = sorted(one.statistics.voxels.items())
+    return hashlib.sha256(f"{one.statistics.digest} {counts}".encode()).hexdigest()
+
+
+def _without_tests(found: Preflight) -> Preflight:
+    """The part of a cohort that may be looked at: cases for testing are for `evaluate`, when all is done."""
+    kept = [one for one in found.cases if one.case.split != "test"]
+    return replace(found, data=replace(found.data, cases=tuple(one.case for one in kept)), cases=tuple(kept))
+
+
+def _seen_before(source: Path, contents: Mapping[str, str]) -> int:
+    """Of the cases, how many the source was itself fine-tuned on, as far as its own story tells."""
+    story = source / STORY
+    told = json.loads(story.read_text(encoding="utf-8")) if story.is_file() else {}
+    return len(set(told.get("contents", {}).values()) & set(contents.values()))
+
+
+def _expect_own_folds(found: Preflight, fold: int | None, folds: int | None) -> None:
+    """Refuse to divide what the dataset has divided itself."""
+    if any(one.case.split == "validation" for one in found.cases) and (fold or folds):
+        remedy = "leave --fold and --folds away, or the splits"
+        message = "the dataset says itself which cases are for validation"
+        raise Refusal("E-FOLD", message, path=found.data.source, remedy=remedy)
 
 
 def _fingerprint(found: Preflight) -> dict[str, list[float]]:
@@ -150,11 +208,3 @@ def _fingerprint(found: Preflight) -> dict[str, list[float]]:
         "99.5th percentile of intensities": [channel.high for one in seen for channel in one.intensities],
     }
     return {name: [min(numbers), max(numbers)] for name, numbers in values.items()}
-
-
-def _expect_own_folds(found: Preflight, fold: int | None, folds: int | None) -> None:
-    """Refuse to divide what the dataset has divided itself."""
-    if any(one.case.split in ("train", "validation") for one in found.cases) and (fold or folds):
-        remedy = "leave --fold and --folds away, or the splits"
-        message = "the dataset says itself which cases are for validation"
-        raise Refusal("E-FOLD", message, path=found.data.source, remedy=remedy)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from monai_attention.finetune.comparison import table
+from monai_attention.finetune.comparison import refusals, table
 from monai_attention.finetune.training import outcome_of, output_of
 from monai_attention.io.write import write_text
 from monai_attention.report.evaluation import METRICS
@@ -25,6 +25,7 @@ def write_card(folder: Path, story: Mapping[str, Any], judged: Mapping[str, Any]
     """
     crossed = len(story["trainings"]) > 1
     held_out = sum(one in story["trainings"] for one in story["folds"].values())
+    scored = next(iter(judged["contenders"].values()))["scored"]
     learned_from = story["cases"] - (0 if crossed else held_out)
     plan = "\n".join(f"| {name.replace('_', ' ')} | {_spelled(value)} |" for name, value in story["plan"].items())
     classes = "\n".join(_class(name, ml) for name, ml in story["classes"].items())
@@ -72,13 +73,15 @@ bundle:
 
 {_lacking(judged)}
 
+{_seen(story)}
+
 ## Training
 
 {_curve(folder, story)}
 
 ## Where it fails
 
-Lowest Dice: {_lowest(judged)}. It was judged on {_cases(held_out)} like those it was trained on, and on nothing else.
+Lowest Dice: {_lowest(judged)}. It was judged on {_cases(scored)} like those it was trained on, and on nothing else.
 
 ## Made with
 
@@ -144,7 +147,18 @@ def _cases(count: int) -> str:
 
 
 def _lacking(judged: Mapping[str, Any]) -> str:
-    return "\n".join(f"Not compared with {name}: {why}." for name, why in judged["lacking"].items())
+    lines = [f"Not compared with {name}: {why}." for name, why in judged["lacking"].items()]
+    return "\n".join([*lines, *(f"Without scores of {line}." for line in refusals(judged))])
+
+
+def _seen(story: Mapping[str, Any]) -> str:
+    """What the source knew before."""
+    if story["source"] is None:
+        return ""
+    if story["source_saw"]:
+        count = _cases(story["source_saw"])
+        return f"The source was itself fine-tuned on {count} of these: that flatters it, and this bundle as well."
+    return "What the source was trained on, its own card says; whether these people were among it, nobody checked."
 
 
 def _curve(folder: Path, story: Mapping[str, Any]) -> str:

@@ -60,6 +60,11 @@ def table(told: Mapping[str, Any], metric: str = "dice") -> list[tuple[str, ...]
     return rows
 
 
+def refusals(told: Mapping[str, Any]) -> list[str]:
+    """Of which contenders how many cases have no scores, and why; a line each."""
+    return [f"{name}: {_reasons(one)}" for name, one in told["contenders"].items() if one["refused"]]
+
+
 def _paired(before: Evaluation, after: Evaluation, metric: str) -> dict[str, Any]:
     single, overall = compare(before, after, metric)
     return {name: asdict(one) for name, one in (*single.items(), (MEAN, overall))}

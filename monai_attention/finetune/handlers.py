@@ -7,6 +7,7 @@ import io
 import json
 import math
 import time
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,15 @@ def loss_of(engine: Engine) -> float:
     """The loss of an iteration of MONAI's trainer, whose output is a list of an item a sample."""
     output: Any = engine.state.output
     return float((output[0] if isinstance(output, Sequence) else output)["loss"])
+
+
+def whole_checkpoints(folder: str | Path) -> list[str]:
+    """The checkpoints of a training that were written to their end, the newest last.
+
+    One that was being written when the training was killed, or the disk became full, lacks the end that every zip has.
+    """
+    found = [path for path in Path(folder).glob("checkpoint_epoch=*.pt") if zipfile.is_zipfile(path)]
+    return [str(path) for path in sorted(found, key=lambda path: path.stat().st_mtime_ns)]
 
 
 class StopOnNonFinite:
@@ -95,7 +105,7 @@ class SamePlan:
         Raises:
             Refusal: E-PLAN-CHANGED, naming what differs.
         """
-        if not (self._kept.is_file() and any(self.checkpoints.glob("checkpoint_epoch=*.pt"))):
+        if not (self._kept.is_file() and whole_checkpoints(self.checkpoints)):
             return
         before, now = (_leaves(read_config(path)) for path in (self._kept, self.config))
         if changed := sorted({id for id, _ in before.items() ^ now.items()}):

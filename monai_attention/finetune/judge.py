@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from monai_attention.io.write import check_writable, write_json
 
 SOURCE = "source as it was"
 """The contender that may fail without harm: its classes or channels may be others."""
+CANNOT = re.compile("E-(CLASSES$|CHANNELS$|BUNDLE-|WEIGHTS-)")
+"""Codes that say so; what else is refused, a full disk for example, is not the source's fault."""
 
 
 def judge(
@@ -24,6 +27,8 @@ def judge(
     folds: Mapping[str, int],
     contenders: Mapping[str, Mapping[int, Path | str]],
     way: Way,
+    *,
+    source_sha256: str | None,
 ) -> dict[str, Any]:
     """Score every held-out case by bundles that did not train on it, and compare.
 
@@ -36,6 +41,7 @@ def judge(
         folds: by the name of a case, its fold.
         contenders: by name, for every fold the bundle that is to segment it; the first is compared with the others.
         way: how.
+        source_sha256: of the weights that the source had when the training began; other ones are not compared with.
 
     Returns:
         See `comparison.comparison`.
@@ -47,14 +53,24 @@ def judge(
     lacking: dict[str, str] = {}
     for name, by_fold in contenders.items():
         try:
+            if name == SOURCE:
+                _expect_unchanged(by_fold.values(), source_sha256)
             evaluations[name] = _evaluated(folder / name.replace(" ", "_"), found, folds, by_fold, way)
         except Refusal as refusal:
-            if name != SOURCE:
+            if name != SOURCE or not CANNOT.match(refusal.code):
                 raise
             lacking[name] = refusal.message
     told = comparison(evaluations, lacking)
     write_json(folder / "comparison.json", told)
     return told
+
+
+def _expect_unchanged(places: Iterable[Path | str], sha256: str | None) -> None:
+    """Refuse another bundle than the training began with."""
+    for place in places:
+        if bundles.info(place).weights_sha256 != sha256:
+            message, remedy = "its weights are not those that the training began with", "put these back, and --resume"
+            raise Refusal("E-WEIGHTS-CHANGED", message, path=Path(place), remedy=remedy)
 
 
 def _evaluated(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,14 @@ from torch import nn
 
 from monai_attention import __version__, bundles
 from monai_attention.bundle_build import Builder
-from monai_attention.bundle_config import Config, read_config
+from monai_attention.bundle_config import Config, reachable, read_config
 from monai_attention.bundles import LoadedBundle
 from monai_attention.cohort.device import device_of
 from monai_attention.errors import Refusal
 from monai_attention.finetune.adapt import Named, adapt
 from monai_attention.finetune.ends import find_ends, make_from, takes
-from monai_attention.finetune.folds import FOLDS, folds_of
 from monai_attention.finetune.lora import adaptable
-from monai_attention.finetune.plan import RATES, SHARE, Costs, Plan, measured, planned
+from monai_attention.finetune.plan import RATES, SHARE, Costs, Plan, as_long, measured, planned
 from monai_attention.finetune.preflight import Preflight
 from monai_attention.finetune.prepared import write_prepared
 from monai_attention.finetune.preprocessing import planned_preprocessing
@@ -32,8 +32,6 @@ from monai_attention.finetune.recipe import inference_config, train_config
 from monai_attention.io.read import DEFAULTS
 from monai_attention.io.volume import ReadOptions, Requirements
 from monai_attention.io.write import replacing, write_json
-
-PREPARATION = ("preprocessing", "spacing")
 
 INITIAL = "models/initial.pt"
 """Weights that the training begins with."""
@@ -82,6 +80,7 @@ def make_bundle(
     wishes: Wishes,
     *,
     own_preprocessing: bool = False,
+    like: NewBundle | None = None,
     fold: int | None = 0,
     keep: str = "best",
     data: str = "data",
@@ -94,6 +93,7 @@ def make_bundle(
         source: bundle whose architecture, weights and preprocessing are taken; see `bundles.find`.
         wishes: of the user.
         own_preprocessing: plan it by the cohort; else it is the source's, which its weights were learned with.
+        like: a bundle for the same cohort; the training will be as long as its.
         fold: held out; see `recipe.train_config`.
         keep: which weights; see `recipe.train_config`.
         data: folder of the prepared cases, from the bundle's.
@@ -117,33 +117,27 @@ def make_bundle(
     with replacing(folder / INITIAL) as temporary:
         torch.save(network.state_dict(), temporary)
     roi_size = _window(loaded)
-    in_training = {"deep_supervision": True} if takes(network, "deep_supervision") else {}
-    try:
-        costs = measured(network, channels, roi_size, place)
-        tight = costs.saved_bytes > SHARE * costs.free_bytes
-    except Refusal:  # it does not fit at all
-        if not takes(network, "use_checkpoint"):
-            raise
-        tight = True
-    if tight and takes(network, "use_checkpoint"):
-        in_training["use_checkpoint"] = True
-        costs = measured(make_from(config, in_training)(channels, len(names)), channels, roi_size, place)
     inference = inference_config(read_config(origin / "configs/inference.json"), channels=channels, classes=len(names))
     if own_preprocessing:
         inference["spacing"], inference["preprocessing"] = planned_preprocessing(found, roi_size)
-    plan = planned(
-        wishes.method,
-        roi_size,
-        names[1:],
-        costs,
-        place,
-        oriented=_oriented(inference),
-        network=in_training,
-        epochs=wishes.epochs,
-        seconds=wishes.seconds,
-    )
+    if like is None:
+        costs, in_training = _costs(network, config, channels, len(names), roi_size, place)
+        plan = planned(
+            wishes.method,
+            roi_size,
+            names[1:],
+            costs,
+            place,
+            oriented=_oriented(inference),
+            network=in_training,
+            epochs=wishes.epochs,
+            seconds=wishes.seconds,
+        )
+    else:
+        costs, plan = like.costs, as_long(like.plan, wishes.method)
     write_json(folder / "configs/inference.json", inference)
-    recipe = train_config(inference, plan, trained=trained, fold=fold, keep=keep, data=data)
+    own = {name: round(rate / plan.learning_rate, 4) for name, rate in trained.items()}
+    recipe = train_config(inference, plan, trained=own, fold=fold, keep=keep, data=data)
     write_json(folder / "configs/train.json", recipe)
     made_from = f"{loaded.name} {loaded.version}"
     begun = (
@@ -169,10 +163,29 @@ def _told(device: torch.device) -> str:
     )
 
 
+def _costs(
+    network: nn.Module, config: Config, channels: int, classes: int, roi_size: Sequence[int], device: torch.device
+) -> tuple[Costs, dict[str, bool]]:
+    """What a step costs, and the arguments that the network gets in training only: checkpointing where it must."""
+    in_training = {"deep_supervision": True} if takes(network, "deep_supervision") else {}
+    try:
+        costs = measured(network, channels, roi_size, device)
+        tight = costs.saved_bytes > SHARE * costs.free_bytes
+    except Refusal:  # it does not fit at all
+        if not takes(network, "use_checkpoint"):
+            raise
+        tight = True
+    if tight and takes(network, "use_checkpoint"):
+        network.to("cpu")
+        in_training["use_checkpoint"] = True
+        costs = measured(make_from(config, in_training)(channels, classes), channels, roi_size, device)
+    return costs, in_training
+
+
 def for_fold(folder: Path, target: Path) -> Path:
-    """A copy of a new bundle that can hold the weights of one fold; there already, it is left as it is."""
+    """A copy of a new bundle, as it is now, that can hold the weights of one fold."""
     for name in ("LICENSE", "configs/inference.json", "configs/metadata.json"):
-        if (folder / name).is_file() and not (target / name).is_file():
+        if target != folder and (folder / name).is_file():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             with replacing(target / name) as temporary:
                 shutil.copyfile(folder / name, temporary)
@@ -204,21 +217,32 @@ def _first_weights(
 
 
 def write_data(
-    found: Preflight, folder: Path, *, folds: int = FOLDS, options: ReadOptions = DEFAULTS, progress: bool = False
+    found: Preflight,
+    folder: Path,
+    folds: Mapping[str, int],
+    *,
+    options: ReadOptions = DEFAULTS,
+    progress: bool = False,
 ) -> list[dict[str, Any]]:
     """Prepare the cohort's usable cases in `data/` of a new bundle, as its own preprocessing does.
 
+    Args:
+        found: the cohort.
+        folder: of the bundle.
+        folds: by the name of a case, see `folds.folds_of`.
+        options: choices about inputs that cannot be read unambiguously.
+        progress: show a bar on standard error.
+
     Raises:
-        Refusal: E-TOO-FEW; or what reading a case, or writing, raises.
+        Refusal: what reading a case, or writing, raises.
     """
-    cases = [one.case for one in found.usable]
     return write_prepared(
-        cases,
+        [one.case for one in found.usable],
         folder / "data",
         Builder(bundles.configurations(folder, {})[1]).make("preprocessing"),
         classes=list(found.classes),
         channels=len(found.data.channels),
-        folds=folds_of(cases, folds),
+        folds=folds,
         recipe=preparation(folder),
         options=options,
         progress=progress,
@@ -228,7 +252,8 @@ def write_data(
 def preparation(folder: Path) -> dict[str, Any]:
     """The part of a bundle's `inference.json` that decides how cases are prepared, as it is now."""
     inference = read_config(folder / "configs/inference.json").tree
-    return {key: inference[key] for key in PREPARATION if key in inference}
+    needed = {id.partition("::")[0] for id in reachable(inference, ("preprocessing",))}
+    return {key: inference[key] for key in sorted(needed)}
 
 
 def _window(loaded: LoadedBundle) -> tuple[int, ...]:
@@ -259,7 +284,7 @@ def _metadata(source: Config, found: Preflight, name: str, begun: str) -> dict[s
         "version": "0.1.0",
         "changelog": {"0.1.0": f"{begun} by monai_attention {__version__}"},
         "task": f"Segmentation of {', '.join(found.classes.values())}",
-        "description": f"{begun.capitalize()} on {len(found.usable)} labelled cases.",
+        "description": f"{begun.capitalize()} on a cohort of {len(found.usable)} labelled cases.",
         "authors": "",
         "copyright": "",
         "data_source": f"{len(found.usable)} cases of the user's",
@@ -299,7 +324,7 @@ def _gate(source: Requirements | None, found: Preflight) -> dict[str, Any]:
         "modalities": sorted({one.verdict.modality for one in found.usable if one.verdict.modality}),
         "channels": len(found.data.channels),
         "spacing_mm": [round(finest, 3), round(coarsest, 3)],
-        "min_extent_mm": round(shortest, 3),
+        "min_extent_mm": math.floor(shortest * 1000) / 1000,
         "needs_orientation": source is None or source.needs_orientation,
         "value_range": [low - (high - low), high + 3 * (high - low)],
     }

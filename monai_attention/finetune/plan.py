@@ -15,7 +15,7 @@ The rules:
   quarter from layer to layer towards the input; 3e-3 for adapters, which begin at nothing; from scratch 1e-3 for all. A
   cosine after a warm-up of one epoch at most. What is kept is an average of the weights over the last tenth of the
   steps, but 100 at most.
-- **Mirroring** left and right only where no class has a side, and the preprocessing orients images.
+- **Mirroring** left and right only where the names say that no class has a side, and the preprocessing orients images.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import os
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -39,8 +39,12 @@ DECAYS = {"full": 0.75, "lora": 1.0, "head": 0.75, "scratch": 1.0}
 EPOCHS = {"full": 40, "lora": 40, "head": 20, "scratch": 200}
 SHARE = 1 / 3
 """Of the free memory, that a batch may save for the backward pass."""
-SIDES = re.compile(r"left|right|l|r|lh|rh|lt|rt|link\w*|recht\w*|gauche|droite?", re.IGNORECASE)
+SIDES = re.compile(r"\w*(?:left|right)\w*|l|r|lh|rh|lt|rt|link\w*|recht\w*|gauche|droite?", re.IGNORECASE)
 """A word in the name of a class: it has a side."""
+ABBREVIATED = re.compile(r"[LR][A-Z]")
+"""How a name begins that may mean one: `LKidney`, `RUL`, `LV`."""
+UNNAMED = re.compile(r"class_\d+")
+"""What a class is called of which only the number is known."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class Plan:
         epoch_length: steps an epoch.
         max_epochs: of the training.
         val_interval: epochs from one validation to the next.
-        learning_rate: of the last layer below the head.
+        learning_rate: of the last layer below the head; of adapters; or of the head, where nothing else learns.
         rate_decay: what a layer's rate is multiplied by for the one before it.
         mirror: whether crops are mirrored along x.
         network: arguments of the network that hold in training only, such as `use_checkpoint`.
@@ -135,14 +139,21 @@ def planned(
         max(1, min(10, math.ceil(epochs / 5))),
         RATES[method],
         DECAYS[method],
-        mirror=oriented and not any(map(has_side, classes)),
+        mirror=oriented and not any(map(may_have_side, classes)),
         network=dict(network),
     )
 
 
-def has_side(name: str) -> bool:
-    """Whether a class is the left or the right one of two: `kidney_left`, `LeftKidney`, `ctx-lh`, `kidneyL`."""
+def as_long(plan: Plan, method: str) -> Plan:
+    """The same plan for another method: as many steps of as many crops."""
+    return replace(plan, method=method, learning_rate=RATES[method], rate_decay=DECAYS[method])
+
+
+def may_have_side(name: str) -> bool:
+    """Whether a class may be the left or right one of two: `kidney_left`, `LKidney`, `ctx-lh`, or known by number."""
     words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+    if UNNAMED.fullmatch(name) or ABBREVIATED.match(name):
+        return True
     return any(SIDES.fullmatch(word) for word in re.split(r"[^A-Za-z]+", words))
 
 

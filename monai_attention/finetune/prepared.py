@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +69,11 @@ def write_prepared(
     folder.mkdir(parents=True, exist_ok=True)
     sweep_leftovers(folder)
     listed = []
+    choices = {key: value for key, value in asdict(options).items() if key != "max_memory"}
+    settled = {"classes": list(classes), "recipe": recipe, "options": choices}
     for case in tqdm(cases, desc="preparing", unit="case", disable=not progress):
         names = {kind: f"{case.id}.{kind}.nii" for kind in ("image", "label")} | {"places": f"{case.id}.places.npz"}
-        made_of = ledger.fingerprint([*case.images, case.label], {"classes": list(classes), "recipe": recipe})
+        made_of = ledger.fingerprint([*case.images, case.label], settled)
         receipt = folder / f"{case.id}.json"
         if not _is_made(receipt, made_of, [folder / name for name in names.values()]):
             receipt.unlink(missing_ok=True)
@@ -85,18 +88,19 @@ def write_prepared(
     return listed
 
 
-def expect_labelled(listed: Sequence[Mapping[str, Any]], folder: str | Path, fold: int) -> None:
-    """Refuse a fold that nothing can be measured on, or that leaves nothing to learn from.
+def expect_labelled(listed: Sequence[Mapping[str, Any]], folder: str | Path, fold: int, *, chosen_by: bool) -> None:
+    """Refuse a fold that leaves nothing to learn from, or that nothing can be chosen by.
 
     Args:
         listed: see `write_prepared`.
         folder: of the prepared cases.
         fold: held out.
+        chosen_by: whether weights are chosen by the cases that are held out.
 
     Raises:
         Refusal: E-FOLD, no case that is held out, or none of the others, has a labelled voxel as the network sees it.
     """
-    for held_out, told in ((True, "held out"), (False, "trained on")):
+    for held_out, told in ((True, "held out"), (False, "trained on")) if chosen_by else ((False, "trained on"),):
         cases = [entry for entry in listed if (entry["fold"] == fold) == held_out]
         if not any(_classes_of(Path(folder) / entry["places"]) for entry in cases):
             named = names_of(entry["id"] for entry in cases)

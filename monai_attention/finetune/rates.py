@@ -52,7 +52,7 @@ def parameter_groups(
         network: see `layers`.
         rate: learning rate of the last layer.
         decay: in (0, 1]; 1 is the same rate everywhere.
-        own: parameters that learn at rates of their own, wherever they are.
+        own: parameters that learn at so many times `rate`, wherever they are.
         weight_decay: see `torch.optim.AdamW`.
 
     Returns:
@@ -69,7 +69,7 @@ def parameter_groups(
         for name in names:
             if not parameters[name].requires_grad:
                 continue
-            learns, decays = own.get(name, rate * decay**above), _is_weight(name, parameters[name])
+            learns, decays = rate * own.get(name, decay**above), _is_weight(name, parameters[name])
             share = {"lr": learns, "weight_decay": weight_decay if decays else 0.0, "layer": layer}
             groups.setdefault((layer, learns, decays), {"params": [], **share})["params"].append(parameters[name])
     if not groups:

@@ -40,7 +40,8 @@ def train_config(
     Args:
         inference: `inference.json` of the new bundle.
         plan: its values stand at the top.
-        trained: learning rates of the parameters that every method trains: the head's, and input layers made anew.
+        trained: the parameters that every method trains, the head's and input layers made anew; and at how many times
+            `learning_rate`.
         fold: held out; None trains on all cases.
         keep: `best` keeps the weights that the held-out cases liked best, `last` those of the last epoch.
         data: folder of the prepared cases, from the bundle's.
@@ -60,9 +61,9 @@ def train_config(
     return {
         "imports": [
             "$import json",
-            "$import glob",
             "$import os",
             "$from monai_attention.checkpoints import load_weights",
+            f"$from {scripts}.handlers import whole_checkpoints",
             f"$from {scripts}.lora import add_lora",
             f"$from {scripts}.rates import parameter_groups",
             f"$from {scripts}.rates import train_only",
@@ -120,7 +121,7 @@ def train_config(
                 {"_target_": "RandShiftIntensityd", "keys": "image", "offsets": 0.1, "prob": 0.5},
             ],
         },
-        "checkpoints": "$sorted(glob.glob(glob.escape(@output_dir) + '/checkpoint_epoch=*.pt'), key=os.path.getmtime)",
+        "checkpoints": "$whole_checkpoints(@output_dir)",
         "train": {
             "cases": {
                 "_target_": f"{scripts}.crops.PreparedCases",

@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from monai_attention import DEFAULT_BUNDLE, bundles
+from monai_attention.bundle_config import read_config
+from monai_attention.cohort import ledger
 from monai_attention.errors import Refusal
-from monai_attention.finetune.begin import STORY, begin, prepare_again, scratch_of, trainings_of
+from monai_attention.finetune.begin import STORY, begin, expect_same, prepare_again, scratch_of, trainings_of
 from monai_attention.finetune.card import write_card
 from monai_attention.finetune.dataset import find_labelled
 from monai_attention.finetune.evaluate import Way
 from monai_attention.finetune.judge import SOURCE, judge
 from monai_attention.finetune.new_bundle import Wishes, for_fold, preparation
 from monai_attention.finetune.preflight import Preflight, preflight
-from monai_attention.finetune.training import train
+from monai_attention.finetune.training import outcome_of, output_of, train
 from monai_attention.io.read import DEFAULTS
 from monai_attention.io.volume import ReadOptions
 from monai_attention.io.write import check_writable
@@ -84,7 +86,7 @@ def finetune(
         seconds: that all trainings together may take.
         fold: hold out only this part of the people, from 0. With `resume`: do only this training, and judge nothing.
         folds: parts that the people are divided into, five if nothing is said; without `fold`: cross-validate.
-        compare: `scratch` also trains, as long, from random weights, for the comparison.
+        compare: `scratch` also trains, as long, the same network from random weights, for the comparison.
         device: torch device; None takes CUDA if there is one, else the CPU.
         options: choices about inputs that cannot be read unambiguously.
         resume: go on in a bundle that a stopped run has begun, by the configurations in it; what is given here of the
@@ -94,7 +96,8 @@ def finetune(
         progress: show bars on standard error.
 
     Raises:
-        Refusal: the cohort, the source or the fold cannot be used, the output is not empty, or the loss became NaN.
+        Refusal: the cohort, the source or the fold cannot be used, the output is not empty, the loss became NaN, or
+            what is resumed was changed: its plan, or the data.
         ValueError: an unknown `method` or `compare`.
     """
     folder = Path(output).absolute()
@@ -109,9 +112,12 @@ def finetune(
         raise Refusal("E-OUTPUT-EXISTS", "the folder of the new bundle is not empty", path=folder, remedy=remedy)
     if compare not in (None, "scratch"):
         raise ValueError(f"expected compare to be 'scratch' or None, got {compare!r}")
+    if source is None and (method != "full" or compare):
+        message = "from scratch all is trained, and there is nothing else to compare with"
+        raise Refusal("E-METHOD", message, remedy="leave --method and --compare away, or name a bundle to begin with")
     found = None
     if "plan" not in begun:  # a beginning that was stopped is begun again; cases that were prepared are kept
-        trainings_of(fold, folds)
+        trainings_of(fold, folds)  # refuses before anything is read
         check_writable(folder)
         found = _look(data, options, pictures=True, progress=progress)
         wishes = Wishes("scratch" if source is None else method, epochs, seconds, device)
@@ -127,8 +133,11 @@ def finetune(
     if resume and fold is not None and len(told["trainings"]) > 1:
         return Finetuned(folder, told)
     found = found or _look(data, options, pictures=False, progress=progress)
+    expect_same(found, told)
     way = Way(device=device, options=options, progress=progress)
-    judged = judge(folder / "evaluation", found, told["folds"], _contenders(folder, told), way)
+    judged = judge(
+        folder / "evaluation", found, told["folds"], _contenders(folder, told), way, source_sha256=told["source_sha256"]
+    )
     write_card(folder, told, judged)
     return Finetuned(folder, told, judged)
 
@@ -146,10 +155,29 @@ def _train(folder: Path, story: Mapping[str, Any], only: int | None, device: str
         message = f"expected one of the trainings that were planned, got fold {only}"
         raise Refusal("E-FOLD", message, path=folder, remedy=f"planned are {story['trainings']}")
     made = [folder, *([scratch_of(folder)] if story["compare"] else [])]
+    _expect_as_long(made)
     for fold in [only] if only is not None else story["trainings"]:
         for bundle in made if fold is not None else made[:1]:
             target = _target(bundle, fold, story)
-            train(bundle, fold, for_fold(bundle, target), device=device, progress=progress)
+            if outcome_of(bundle, fold) is None:
+                for_fold(bundle, target)
+            with ledger.claim(output_of(bundle, fold)) as mine:
+                if not mine:
+                    remedy = "wait for it, or name another --fold"
+                    raise Refusal(
+                        "E-BUSY", "another process is at this training", path=output_of(bundle, fold), remedy=remedy
+                    )
+                train(bundle, fold, target, device=device, progress=progress)
+
+
+def _expect_as_long(made: Sequence[Path]) -> None:
+    """Refuse to compare trainings of which one was edited to be longer than the other."""
+    told = [read_config(bundle / "configs/train.json").tree for bundle in made]
+    for key in ("roi_size", "batch_size", "epoch_length", "max_epochs"):
+        if any(one[key] != told[0][key] for one in told):
+            paths = " and ".join(str(bundle / "configs/train.json") for bundle in made)
+            message = f"what is compared would not be trained alike: {key} differs"
+            raise Refusal("E-PLAN-CHANGED", message, path=made[0] / "configs/train.json", remedy=f"edit both, {paths}")
 
 
 def _target(bundle: Path, fold: int | None, story: Mapping[str, Any]) -> Path:

@@ -13,7 +13,7 @@ from monai_attention.cohort.phases import peak_bytes
 from monai_attention.errors import Refusal
 from monai_attention.finetune.handlers import SamePlan, loss_of
 from monai_attention.finetune.release import release
-from monai_attention.io.write import write_text
+from monai_attention.io.write import sweep_leftovers, write_text
 
 KEPT = "kept.json"
 """Beside the weights that a training keeps: their epoch, and their score if they were chosen by it."""
@@ -55,6 +55,8 @@ def train(bundle: Path, fold: int | None, target: Path, *, device: str | None = 
     SamePlan(config, output_of(bundle, fold)).check()  # of one that is over, too: the next one is to be like it
     if outcome_of(bundle, fold):
         return
+    for place in (output_of(bundle, fold), target / "models"):
+        sweep_leftovers(place)
     workflow = ConfigWorkflow(
         config_file=str(config),
         meta_file=str(bundle / "configs/metadata.json"),

@@ -48,7 +48,7 @@ def test_row_50_a_training_goes_on_only_by_the_plan_that_it_began_with(tmp_path)
     assert json.loads((runs / "train.json").read_text())["seed"] == 5
     begin()  # killed in the first epoch: nothing to go on with
     kept = (runs / "train.json").read_bytes()
-    (runs / "checkpoint_epoch=1.pt").touch()
+    torch.save({}, runs / "checkpoint_epoch=1.pt")
     begin()
     assert (runs / "train.json").read_bytes() == kept
     SamePlan(config, runs).check()

@@ -45,6 +45,9 @@ def test_one_command_makes_a_bundle_of_every_layout(make_one, source, tmp_path, 
     how = ["--from", str(source), "--time", "1s", "--device", "cpu", "-q", *folds]
     assert main(["finetune", str(data), "-o", str(tmp_path / "mine"), *how]) == 0
     assert "Dice of held-out cases" in capsys.readouterr().out
+    judged = json.loads((tmp_path / "mine/evaluation/comparison.json").read_text())["contenders"]["this bundle"]
+    assert judged["scored"] > 0
+    assert not judged["refused"]
     found = find_labelled([data])
     info = bundles.info(tmp_path / "mine")
     assert info.requirements.channels == len(found.channels)

@@ -85,7 +85,7 @@ def test_what_makes_no_sense_is_refused():
 def test_some_learn_at_rates_of_their_own(name):
     network = made(name)
     ends = find_ends(NETWORKS[name], 1, 3)
-    own = dict.fromkeys(ends.heads, 1.0) | dict.fromkeys(ends.inputs, 0.1)
+    own = dict.fromkeys(ends.heads, 10.0) | dict.fromkeys(ends.inputs, 1.0)
     by_id = {id(p): g["lr"] for g in parameter_groups(network, 0.1, decay=0.5, own=own) for p in g["params"]}
     assert len(by_id) == sum(1 for _ in network.parameters())
     assert {by_id[id(network.get_parameter(key))] for key in ends.heads} == {1.0}

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -17,13 +18,14 @@ from monai.networks.utils import one_hot
 from monai_attention import Refusal, bundles, segment
 from monai_attention.checkpoints import release_weights
 from monai_attention.cli import main
+from monai_attention.cohort import ledger
 from monai_attention.finetune import new_bundle
 from monai_attention.finetune.begin import STORY
 from monai_attention.finetune.lora import load_lora, merge_lora
-from monai_attention.finetune.plan import has_side, measured
+from monai_attention.finetune.plan import may_have_side, measured
 from monai_attention.finetune.run import NEW, SCRATCH, finetune
 from monai_attention.networks.nnformer import NNFormer
-from tests.finetune.make_dataset import put
+from tests.finetune.make_dataset import in_splits, put
 from tests.make_bundle import threshold_bundle
 from tests.make_flexunetr_bundle import INFERENCE, make_bundle
 from tests.refusals import refusal
@@ -180,6 +182,79 @@ def test_edited_preprocessing_prepares_again_before_the_first_epoch_and_is_refus
     assert refusal(finetune, data, folder, resume=True, device="cpu").code == "E-PLAN-CHANGED"
 
 
+def test_preparing_again_keeps_who_is_held_out_and_refuses_other_data(data, source, tmp_path):
+    folder, copy = tmp_path / "new", tmp_path / "data"
+    shutil.copytree(data, copy)
+    begun = finetune(copy, folder, source=source, seconds=1, folds=2, device="cpu", plan_only=True).story
+    path = folder / "configs/inference.json"
+    inference = json.loads(path.read_text())
+    inference["preprocessing"]["transforms"][-2] |= {"minv": 0.0, "maxv": 2.0}
+    path.write_text(json.dumps(inference))
+    image, labels = volume(9)
+    put(copy / "images/another.nii.gz", image, np.diag([2.0, 2.0, 2.0, 1.0]))
+    put(copy / "labels/another.nii.gz", labels, np.diag([2.0, 2.0, 2.0, 1.0]))
+    again = finetune(copy, folder, resume=True, plan_only=True).story
+    assert again["folds"] == begun["folds"]
+    cases = json.loads((folder / "data/cases.json").read_text())
+    assert {one["id"]: one["fold"] for one in cases} == begun["folds"]
+    inference["preprocessing"]["transforms"][-2] |= {"maxv": 3.0}
+    path.write_text(json.dumps(inference))
+    (copy / "images/case3.nii.gz").unlink()
+    (copy / "labels/case3.nii.gz").unlink()
+    error = refusal(finetune, copy, folder, resume=True, plan_only=True)
+    assert error.code == "E-DATA-CHANGED"
+    assert "case3" in error.message
+
+
+def test_what_is_judged_is_what_was_held_out(data, source, tmp_path):
+    folder, copy = tmp_path / "new", tmp_path / "data"
+    shutil.copytree(data, copy)
+    finetune(copy, folder, source=source, seconds=1, device="cpu", plan_only=True)
+    image, labels = volume(9)
+    put(copy / "images/case3.nii.gz", image, np.diag([2.0, 2.0, 2.0, 1.0]))
+    put(copy / "labels/case3.nii.gz", labels, np.diag([2.0, 2.0, 2.0, 1.0]))
+    assert refusal(finetune, copy, folder, resume=True, device="cpu").code == "E-DATA-CHANGED"
+
+
+def test_from_scratch_there_is_nothing_to_choose_or_compare(data, tmp_path):
+    assert refusal(finetune, data, tmp_path / "new", source=None, compare="scratch").code == "E-METHOD"
+    assert refusal(finetune, data, tmp_path / "new", source=None, method="lora").code == "E-METHOD"
+
+
+def test_cases_for_testing_are_not_looked_at(source, tmp_path):
+    table = in_splits(tmp_path / "data", ("train", "train", "train", "test"), id=("a", "b", "c", "d"))
+    settled = {"source": source, "seconds": 1, "device": "cpu"}
+    story = finetune(table, tmp_path / "new", **settled, folds=3, fold=0, plan_only=True).story
+    assert (story["cases"], story["people"], sorted(story["folds"])) == (3, 3, ["a", "b", "c"])
+    assert not list((tmp_path / "new/data").glob("d.*"))
+
+
+def test_a_source_that_knows_the_cases_is_told(data, tuned, tmp_path):
+    found = finetune(data, tmp_path / "new", source=tuned.bundle, seconds=1, device="cpu")
+    assert found.story["source_saw"] == 5
+    assert "itself fine-tuned on 5 cases" in (found.bundle / "docs/README.md").read_text()
+    assert "source as it was" in found.judged["contenders"]
+
+
+def test_row_50_a_checkpoint_that_was_cut_off_is_passed_over(data, source, tmp_path):
+    folder = tmp_path / "new"
+    finetune(data, folder, source=source, epochs=2, device="cpu")
+    losses = (folder / "runs/fold_0/epochs.csv").read_text().splitlines()
+    newest = folder / "runs/fold_0/checkpoint_epoch=2.pt"
+    os.truncate(newest, newest.stat().st_size // 2)
+    (folder / "runs/fold_0/done.json").unlink()
+    finetune(data, folder, resume=True, device="cpu")
+    again = (folder / "runs/fold_0/epochs.csv").read_text().splitlines()
+    assert [row.split(",")[1] for row in again] == [row.split(",")[1] for row in losses]
+
+
+def test_a_training_that_another_process_is_at_is_left_to_it(data, source, tmp_path):
+    folder = tmp_path / "new"
+    finetune(data, folder, source=source, epochs=1, device="cpu", plan_only=True)
+    with ledger.claim(folder / "runs/fold_0"):
+        assert refusal(finetune, data, folder, resume=True, device="cpu").code == "E-BUSY"
+
+
 def test_what_was_refused_before_its_plan_can_be_begun_better(data, source, tmp_path):
     settled = {"source": source, "epochs": 1, "device": "cpu", "plan_only": True}
     assert refusal(finetune, data, tmp_path / "new", **settled, folds=6).code == "E-TOO-FEW"
@@ -261,7 +336,7 @@ def test_the_command_tells_the_plan_before_it_trains(data, source, tmp_path, cap
 
 def test_folds_are_held_out_in_turn_and_compared_with_random_weights(data, source, tmp_path):
     folder = tmp_path / "new"
-    settled = {"source": source, "epochs": 1, "device": "cpu"}
+    settled = {"source": source, "seconds": 10, "device": "cpu"}
     finetune(data, folder, **settled, folds=2, compare="scratch", plan_only=True)
     alone = finetune(data, folder, **settled, fold=1, resume=True)
     assert alone.judged is None
@@ -277,6 +352,9 @@ def test_folds_are_held_out_in_turn_and_compared_with_random_weights(data, sourc
     assert list(contenders) == [NEW, SCRATCH]
     assert all(one["scored"] == 5 for one in contenders.values())  # each case once, by whoever did not train on it
     assert list(made.judged["lacking"]) == ["source as it was"]  # it has no class of these names
+    lengths = [json.loads((made.bundle / of / "configs/train.json").read_text()) for of in (".", "from_scratch")]
+    assert len({(one["max_epochs"], one["epoch_length"], one["batch_size"]) for one in lengths}) == 1
+    assert lengths[0]["fold"] is None  # whose weights the bundle has
     assert made.judged["differences"][SCRATCH]["dice"]["class_1"]["estimate"]["cases"] == 5
     card = (folder / "docs/README.md").read_text()
     assert "Cross-validated: the people were divided into 2 folds" in card
@@ -360,8 +438,9 @@ def test_a_spoilt_loss_is_told_with_its_case(data, source, tmp_path):
     ("name", "side"),
     [
         *((one, True) for one in ("kidney_left", "Left_Kidney", "LeftKidney", "ctx-lh", "kidneyL", "Linke Niere")),
-        *((one, False) for one in ("liver", "class_1", "Aorta", "bright spot", "lung lower lobe")),
+        *((one, True) for one in ("LKidney", "leftkidney", "RUL", "class_1")),
+        *((one, False) for one in ("liver", "Aorta", "bright spot", "lung lower lobe")),
     ],
 )
-def test_names_tell_whether_a_class_has_a_side(name, side):
-    assert has_side(name) is side
+def test_names_tell_whether_a_class_may_have_a_side(name, side):
+    assert may_have_side(name) is side
