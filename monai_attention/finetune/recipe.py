@@ -79,7 +79,7 @@ def train_config(
         "num_workers": 1,
         "amp": True,
         **{name: _plain(getattr(plan, name)) for name in own},
-        "ema_momentum": "$max(0.01, min(1.0, 10 / (@max_epochs * @epoch_length)))",  # the last tenth, 100 steps at most
+        "ema_momentum": "$max(0.01, min(0.9, 10 / (@max_epochs * @epoch_length)))",  # the last tenth, 100 steps at most
         "trained": dict(trained),
         "cases": "$json.load(open(@data_dir + '/cases.json'))",
         **{key: value for key, value in inference.items() if key in _needed(inference)},
