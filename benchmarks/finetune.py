@@ -203,6 +203,7 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="of each training, 50 steps each")
     parser.add_argument("--source", default=DEFAULT_BUNDLE, help="the bundle that is fine-tuned")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--finished", action="store_true", help="train nothing; the table of what is there")
     parser.add_argument("--save", action="store_true", help="into README.md and numbers.json beside this file")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args(given)
@@ -217,6 +218,8 @@ def main(given: list[str] | None = None) -> None:
         make_cohorts(TASKS[task], maps, arguments.cases, arguments.work / task / "cohorts")
         results = {}
         for one in contenders(arguments, task):
+            if arguments.finished and not (arguments.work / one.folder / "result.json").is_file():
+                continue
             results[one] = run(one, arguments)
             print(one.folder, results[one], file=sys.stderr, flush=True)
         where = machine(Machine(threads=arguments.threads))
