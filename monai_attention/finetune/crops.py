@@ -138,4 +138,4 @@ def _middle(box: Tensor, size: Sequence[int]) -> Tensor:
     if any(start < 0 for start in starts):
         raise ValueError(f"the transform left {tuple(box.shape[1:])} voxels; expected at least {tuple(size)}")
     x, y, z = (slice(start, start + m) for start, m in zip(starts, size, strict=True))
-    return torch.as_tensor(box[:, x, y, z])
+    return box[:, x, y, z].as_subclass(Tensor)  # MONAI's tensors, with metadata, make every operation slower
