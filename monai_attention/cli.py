@@ -30,7 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return options.verb(options)
     except Refusal as refusal:
-        print(f"monai-attention: {refusal}", file=sys.stderr)
+        if not refusal.told:
+            print(f"monai-attention: {refusal}", file=sys.stderr)
         return SOME_REFUSED if refusal.code in ("E-DISK-FULL", "E-LOSS") else WRONG_ARGUMENTS
     except KeyboardInterrupt:
         print("stopped; the same command (finetune: with --resume) goes on with what is not finished", file=sys.stderr)

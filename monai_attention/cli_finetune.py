@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -62,8 +63,7 @@ def add_verbs(add: AddVerb) -> None:
 
 def finetune(options: argparse.Namespace) -> int:
     """Fine-tune a bundle and print what was decided and what came out."""
-    from monai_attention.finetune.comparison import refusals, table
-    from monai_attention.finetune.run import NEW
+    from monai_attention.finetune.processes import rank
     from monai_attention.finetune.run import finetune as run
 
     settled = {
@@ -79,10 +79,23 @@ def finetune(options: argparse.Namespace) -> int:
         "progress": not options.quiet,
     }
     found = run(options.inputs, options.output, **settled, resume=options.resume, plan_only=True)
-    _print_story(found.story)
-    refused = bool(found.story["refused"])
+    if rank() == 0:
+        return _go_on(options, settled, found.story)
+    with contextlib.redirect_stdout(None):  # the first process tells, and has the exit code
+        _go_on(options, settled, found.story)
+    return OK
+
+
+def _go_on(options: argparse.Namespace, settled: dict[str, Any], story: Mapping[str, Any]) -> int:
+    """Tell the plan, train, tell what came out."""
+    from monai_attention.finetune.comparison import refusals, table
+    from monai_attention.finetune.run import NEW
+    from monai_attention.finetune.run import finetune as run
+
+    _print_story(story)
+    refused = bool(story["refused"])
     if options.plan_only:
-        print(f"look at {found.bundle / 'configs/train.json'}; give --resume instead of --plan-only to train")
+        print(f"look at {Path(options.output) / 'configs/train.json'}; give --resume instead of --plan-only to train")
         return SOME_REFUSED if refused else OK
     if not options.resume:
         settled["fold"] = None  # it is in the plan now; with `resume` it would mean this training only
@@ -107,6 +120,8 @@ def finetune(options: argparse.Namespace) -> int:
 
 def _print_story(story: Mapping[str, Any]) -> None:
     """What was found and decided, before hours go into it."""
+    from monai_attention.finetune.processes import count, crops_each
+
     refused = ", ".join(f"{case} ({code})" for case, code in story["refused"].items())
     print(f"{story['cases']} cases of {story['people']} people" + (f"; refused: {refused}" if refused else ""))
     if story["source_saw"]:
@@ -120,7 +135,10 @@ def _print_story(story: Mapping[str, Any]) -> None:
         print(f"    {name.replace('_', ' '):16} {_spelled(value)}")
     held_out = [fold for fold in story["trainings"] if fold is not None]
     trainings = len(story["trainings"]) + (len(held_out) if story["compare"] else 0)
-    crops = plan["batch_size"] * plan["epoch_length"] * plan["max_epochs"]
+    each = crops_each(plan["batch_size"])
+    if count() > 1:
+        print(f"    {'processes':16} {count()}, each with {each} of a batch's {each * count()} crops")
+    crops = each * plan["epoch_length"] * plan["max_epochs"]
     minutes = trainings * crops * story["costs"]["seconds"] / 60
     steps = "its steps take" if trainings == 1 else f"the steps of {trainings} trainings take"
     print(f"    {steps} about {minutes:.0f} minutes as measured, without reading and validation", flush=True)

@@ -20,6 +20,7 @@ class Refusal(ValueError):  # noqa: N818 - the word users meet in verdicts and m
         self.message = message
         self.path = None if path is None else Path(path)
         self.remedy = remedy
+        self.told = False  # by another process, see `finetune.processes`
         where = f"{self.path}: " if self.path is not None else ""
         hint = f" ({remedy})" if remedy else ""
         super().__init__(f"{code} {where}{message}{hint}")

@@ -66,6 +66,32 @@ with (result.bundle / "runs/fold_0/epochs.csv").open() as table:
 print(f"Dice of the held-out head: {result.score:.2f}")
 
 # %% [markdown]
+# ## With several GPUs
+# One fold a GPU is the better use of them where the cohort is small: nothing is exchanged. Plan once, train each fold
+# by itself, and let the last command train on all cases and judge. With SLURM, given a plan made by
+# `monai-attention finetune data/ -o my_bundle --folds 5 --plan-only`:
+#
+#     #!/bin/bash
+#     #SBATCH --array=0-4 --gpus=1 --cpus-per-task=8
+#     monai-attention finetune data/ -o my_bundle --resume --fold $SLURM_ARRAY_TASK_ID -q
+#
+# and after it, as a job with `--dependency=afterok:ID`, `monai-attention finetune data/ -o my_bundle --resume -q`.
+#
+# One training takes several GPUs by torchrun, on one computer or, with a shared file system, on several:
+#
+#     #!/bin/bash
+#     #SBATCH --nodes=2 --ntasks-per-node=1 --gpus-per-node=4 --cpus-per-task=32
+#     srun torchrun --nnodes=2 --nproc-per-node=4 --rdzv-backend=c10d --rdzv-id=$SLURM_JOB_ID \
+#         --rdzv-endpoint=$(scontrol show hostnames $SLURM_JOB_NODELIST | head -1):29500 \
+#         -m monai_attention finetune data/ -o my_bundle --resume -q
+#
+# Each process takes its share of the crops of a step: those that one process would take, so the training is the same. A
+# batch that cannot be divided grows until it can: with more processes than `batch_size` each has one crop. Then plan
+# with torchrun as well (or edit `train.json`), for the learning rate may want to be larger. `--resume` may go on with
+# another number of processes. The same holds for `torchrun ... -m monai.bundle run --config_file
+# my_bundle/configs/train.json --bundle_root my_bundle`.
+
+# %% [markdown]
 # ## Use it
 # It is a bundle like any other; `python -m monai.bundle run` trains and runs it as well.
 

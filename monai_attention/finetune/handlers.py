@@ -20,6 +20,7 @@ from monai_attention.bundle_config import Config, read_config, walk
 from monai_attention.cohort.phases import peak_bytes
 from monai_attention.errors import Refusal
 from monai_attention.finetune.labelled import listed
+from monai_attention.finetune.processes import gathered, rank
 from monai_attention.io.write import replacing, write_json, write_text
 
 
@@ -40,6 +41,8 @@ def whole_checkpoints(folder: str | Path) -> list[str]:
 
 class StopOnNonFinite:
     """Stops a training whose loss is NaN or infinite, before a checkpoint is written, and names the cases.
+
+    Of several processes all must find that: attach it after `processes.LossOfAll`.
 
     Args:
         checkpoints: folder of the last good state, for the message.
@@ -62,8 +65,8 @@ class StopOnNonFinite:
         if not math.isfinite(loss):
             batch: Any = engine.state.batch
             # MONAI's trainer has taken the batch apart by now.
-            named = batch["case"] if isinstance(batch, dict) else [one["case"] for one in batch]
-            cases = ", ".join(dict.fromkeys(named))
+            own = batch["case"] if isinstance(batch, dict) else [one["case"] for one in batch]
+            cases = ", ".join(dict.fromkeys(case for named in gathered(list(own)) for case in named))
             message = f"the loss is {loss} at iteration {engine.state.iteration}, on {cases}"
             remedy = "look at these cases; then begin again in another folder, without them or at a lower learning rate"
             raise Refusal("E-LOSS", message, path=self.checkpoints, remedy=remedy)
@@ -96,6 +99,8 @@ class SamePlan:
             Refusal: E-PLAN-CHANGED.
         """
         self.check()
+        if rank() > 0:
+            return
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         write_text(self._kept, self.config.read_text(encoding="utf-8"))
 
@@ -138,8 +143,8 @@ class Reseed:
         engine.add_event_handler(Events.EPOCH_STARTED, self)
 
     def __call__(self, engine: Engine) -> None:
-        """Seed by the number of the epoch."""
-        torch.manual_seed(self.seed * 1_000_003 + engine.state.epoch)
+        """Seed by the number of the epoch, and of the process: each drops other features."""
+        torch.manual_seed(self.seed * 1_000_003 + engine.state.epoch + (rank() << 40))
 
 
 class KeepBest:

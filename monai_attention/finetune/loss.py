@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from monai_attention.finetune import processes
+
 _CHUNK_NUMBERS = {"cpu": 1 << 20}
 _DEFAULT_CHUNK_NUMBERS = 1 << 24
 """Numbers of logits that are worked on at a time: on the CPU what fits the cache, elsewhere 64 MB."""
@@ -26,6 +28,9 @@ class PartialDiceCE(nn.Module):
     255), an absent class costs nearly 1 whatever is predicted, until its gradient jumps when next to nothing of it is
     left, and it keeps several copies of all logits for the backward pass. Here these are made again, some slabs of
     voxels at a time. Without ignored voxels and absent classes both give the same.
+
+    Where several processes train, all must call it at once: it divides by the classes and voxels of all their samples,
+    so that the mean of their losses, and of their gradients, is that of the whole batch.
 
     Args:
         ignored: the label of voxels that count for nothing.
@@ -60,7 +65,8 @@ class PartialDiceCE(nn.Module):
         overlap, predicted, there, entropy = (torch.stack(parts).sum(dim=0) for parts in zip(*made, strict=True))
         present = there > 0
         dice = 2 * overlap / (predicted + there).clamp(min=1)
-        return ((1 - dice) * present).sum() / present.sum().clamp(min=1) + entropy / there.sum().clamp(min=1)
+        classes, voxels = processes.total(torch.stack([present.sum().float(), there.sum()])).clamp(min=1)
+        return processes.count() * (((1 - dice) * present).sum() / classes + entropy / voxels)
 
     def _check(self, scales: Sequence[Tensor], labels: Tensor) -> None:
         finest = scales[0]

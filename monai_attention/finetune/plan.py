@@ -5,7 +5,7 @@ The rules:
 - **Spacing, windows, preprocessing** are the source bundle's: its weights were learned with them. From scratch they are
   planned by the cohort, see `monai_attention.finetune.preprocessing`.
 - **Batch**: 2 crops; 1 where what the network saves for the backward pass (measured, not guessed) would take more than
-  a third of the memory that is free.
+  a third of the memory that is free; where several processes train together, at least one for each.
 - **Gradient checkpointing** where one crop would still take more than that, and the network can.
 - **Deep supervision** where the network can.
 - **Epoch**: 50 steps on the CPU, 100 on a GPU; validation every fifth of the training, and at least every 10 epochs.
@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from monai_attention.cohort.phases import is_out_of_memory
 from monai_attention.errors import Refusal
+from monai_attention.finetune.processes import count, crops_each
 
 METHODS = ("full", "lora", "head", "scratch")
 RATES = {"full": 1e-3, "lora": 3e-3, "head": 1e-2, "scratch": 1e-3}
@@ -123,17 +124,17 @@ def planned(
         raise ValueError(f"method must be one of {METHODS}; got {method!r}")
     if (epochs is not None and epochs < 1) or (seconds is not None and seconds <= 0):
         raise ValueError(f"expected at least one epoch, or some time; got {epochs} epochs, {seconds} s")
-    batch_size = 2 if 2 * costs.saved_bytes < SHARE * costs.free_bytes else 1
+    each = crops_each(2 if 2 * costs.saved_bytes < SHARE * costs.free_bytes else 1)
     epoch_length = 50 if device.type == "cpu" else 100
     if epochs is None and seconds is not None:
-        steps = 0.8 * seconds / (costs.seconds * batch_size)
+        steps = 0.8 * seconds / (costs.seconds * each)
         epoch_length = max(1, min(epoch_length, int(steps)))
         epochs = max(1, int(steps / epoch_length))
     epochs = epochs or EPOCHS[method]
     return Plan(
         method,
         tuple(roi_size),
-        batch_size,
+        each * count(),
         epoch_length,
         epochs,
         max(1, min(10, math.ceil(epochs / 5))),

@@ -65,6 +65,7 @@ def train_config(
             "$from monai_attention.checkpoints import load_weights",
             f"$from {scripts}.handlers import whole_checkpoints",
             f"$from {scripts}.lora import add_lora",
+            f"$import {scripts}.processes as processes",
             f"$from {scripts}.rates import parameter_groups",
             f"$from {scripts}.rates import train_only",
             f"$from {scripts}.release import release",
@@ -85,6 +86,7 @@ def train_config(
         **{key: value for key, value in inference.items() if key in _needed(inference)},
         "network_def": {**inference["network_def"], **plan.network},
         "network": "$@network_def.to(@device)",
+        "crops_each": "$processes.crops_each(@batch_size)",  # for every process that torchrun started
         "loaded": "$load_weights(@network, @bundle_root + '/models/initial.pt') and @network",
         "adapted": adapted[plan.method],
         "autocast": "$torch.autocast(@device.type, torch.bfloat16, enabled=@amp)",
@@ -133,13 +135,20 @@ def train_config(
                 "cases": "@train#cases",
                 "roi_size": "@roi_size",
                 "transform": "@augment",
-                "length": "$@max_epochs * @epoch_length * @batch_size",
+                "length": "$@max_epochs * @epoch_length * @crops_each * processes.count()",
                 "seed": "@seed",
             },
             "dataloader": {
                 "_target_": "torch.utils.data.DataLoader",
                 "dataset": "@train#dataset",
-                "batch_size": "@batch_size",
+                "batch_size": "@crops_each",
+                "sampler": {  # in order, and a step's crops are the same however many processes share them
+                    "_target_": "torch.utils.data.DistributedSampler",
+                    "dataset": "@train#dataset",
+                    "num_replicas": "$processes.count()",
+                    "rank": "$processes.rank()",
+                    "shuffle": False,
+                },
                 "num_workers": "@num_workers",
             },
             "inferer": "$lambda images, network: @autocast(network)(images)",
@@ -149,6 +158,7 @@ def train_config(
                     "config": "$@bundle_root + '/configs/train.json'",
                     "checkpoints": "@output_dir",
                 },
+                {"_target_": f"{scripts}.processes.LossOfAll"},
                 {"_target_": f"{scripts}.handlers.StopOnNonFinite", "checkpoints": "@output_dir"},
                 {
                     "_target_": "LrScheduleHandler",
@@ -172,6 +182,7 @@ def train_config(
                 },
                 {
                     "_target_": f"{scripts}.handlers.EpochTable",
+                    "_disabled_": "$processes.rank() > 0",
                     "path": "$@output_dir + '/epochs.csv'",
                     "validator": "@validate#evaluator",
                     "rate": "$lambda: @learning_rate * @lr_schedule.lr_lambdas[0](@lr_schedule.last_epoch)",
@@ -179,7 +190,7 @@ def train_config(
                 },
                 {
                     "_target_": f"{scripts}.handlers.KeepLast",
-                    "_disabled_": "$@keep == 'best'",
+                    "_disabled_": "$@keep == 'best' or processes.rank() > 0",
                     "path": "$@output_dir + '/kept.pt'",
                     "network": "$@ema.ema_model",
                 },
@@ -190,7 +201,7 @@ def train_config(
                 "epoch_length": "@epoch_length",
                 "device": "@device",
                 "train_data_loader": "@train#dataloader",
-                "network": "@adapted",
+                "network": "$processes.parallel(@adapted)",
                 "loss_function": "@loss",
                 "optimizer": "@optimizer",
                 "inferer": "@train#inferer",
@@ -221,25 +232,25 @@ def train_config(
         "continue": {
             "_target_": "monai_attention.synthesis.dataset.ContinueFrom",
             "dataset": "@train#dataset",
-            "batch_size": "@batch_size",
+            "batch_size": "$@crops_each * processes.count()",
         },
         "reseed": {"_target_": f"{scripts}.handlers.Reseed", "seed": "@seed"},
         "validate": {
             "dataset": {
                 "_target_": f"{scripts}.crops.PreparedCases",
                 "folder": "@data_dir",
-                "cases": "$[case for case in @cases if case['fold'] == @fold]",
+                "cases": "$processes.share([case for case in @cases if case['fold'] == @fold])",
             },
             "dataloader": {"_target_": "torch.utils.data.DataLoader", "dataset": "@validate#dataset", "batch_size": 1},
             "inferer": {"_target_": "monai_attention.inference.label_inferer.LabelInferer", "inferer": window},
             "handlers": [
                 {
                     "_target_": f"{scripts}.handlers.KeepBest",
-                    "_disabled_": "$@keep != 'best'",
+                    "_disabled_": "$@keep != 'best' or processes.rank() > 0",
                     "path": "$@output_dir + '/kept.pt'",
                     "network": "$@ema.ema_model",
                     "metric": "val_mean_dice",
-                }
+                },
             ],
             "key_metric": {
                 "val_mean_dice": {
@@ -260,7 +271,7 @@ def train_config(
             },
         },
         "release": ["$release(@output_dir + '/kept.pt', @adapted, @bundle_root)"],
-        "initialize": ["$monai.utils.set_determinism(@seed)"],
+        "initialize": ["$processes.join(@device)", "$monai.utils.set_determinism(@seed)"],
         "run": [
             "$@save.attach(@train#trainer)",
             "$@resume.attach(@train#trainer) if @checkpoints else None",

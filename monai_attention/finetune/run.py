@@ -19,6 +19,7 @@ from monai_attention.finetune.evaluate import Way
 from monai_attention.finetune.judge import SOURCE, judge
 from monai_attention.finetune.new_bundle import Wishes, for_fold, preparation
 from monai_attention.finetune.preflight import Preflight, preflight
+from monai_attention.finetune.processes import everywhere, led
 from monai_attention.finetune.training import outcome_of, output_of, train
 from monai_attention.io.read import DEFAULTS
 from monai_attention.io.volume import ReadOptions
@@ -48,6 +49,7 @@ class Finetuned:
         return None if self.judged is None else self.judged["contenders"][NEW]["mean_over_classes"]["dice"]["mean"]
 
 
+@led
 def finetune(
     data: str | Path | Sequence[str | Path],
     output: str | Path,
@@ -75,6 +77,9 @@ def finetune(
     One fold of the people is held out, unless `folds` asks for cross-validation: then each fold is held out in turn,
     and the new bundle's weights come from one more training, on all cases, which is as long.
 
+    Several processes that torchrun started with the same arguments train together, each with its share of a batch; see
+    `processes`. All get the result.
+
     Args:
         data: see `dataset.find_labelled`.
         output: folder of the new bundle; must be empty, or of a run that ended before its plan, but with `resume`.
@@ -87,7 +92,7 @@ def finetune(
         fold: hold out only this part of the people, from 0. With `resume`: do only this training, and judge nothing.
         folds: parts that the people are divided into, five if nothing is said; without `fold`: cross-validate.
         compare: `scratch` also trains, as long, the same network from random weights, for the comparison.
-        device: torch device; None takes CUDA if there is one, else the CPU.
+        device: torch device; None takes CUDA if there is one, else the CPU. Of several processes each has its own GPU.
         options: choices about inputs that cannot be read unambiguously.
         resume: go on in a bundle that a stopped run has begun, by the configurations in it; what is given here of the
             plan does not count then. They may be edited before the first epoch, not after it: `train.json`, and the
@@ -167,7 +172,7 @@ def _train(folder: Path, story: Mapping[str, Any], only: int | None, device: str
                     raise Refusal(
                         "E-BUSY", "another process is at this training", path=output_of(bundle, fold), remedy=remedy
                     )
-                train(bundle, fold, target, device=device, progress=progress)
+                everywhere(train, bundle, fold, target, device=device, progress=progress)
 
 
 def _expect_as_long(made: Sequence[Path]) -> None:

@@ -12,6 +12,7 @@ from monai_attention.cohort.device import device_of
 from monai_attention.cohort.phases import peak_bytes
 from monai_attention.errors import Refusal
 from monai_attention.finetune.handlers import SamePlan, loss_of
+from monai_attention.finetune.processes import rank
 from monai_attention.finetune.release import release
 from monai_attention.io.write import sweep_leftovers, write_text
 
@@ -73,7 +74,7 @@ def train(bundle: Path, fold: int | None, target: Path, *, device: str | None = 
     )
     total = parser.get_parsed_content("max_epochs") * parser.get_parsed_content("epoch_length")
     described = "training on all" if fold is None else f"training, fold {fold} held out"
-    with tqdm(total=total, desc=described, unit="step", disable=not progress) as bar:
+    with tqdm(total=total, desc=described, unit="step", disable=not progress or rank() > 0) as bar:
 
         def advance(engine: object) -> None:
             bar.update(trainer.state.iteration - bar.n)
@@ -87,6 +88,8 @@ def train(bundle: Path, fold: int | None, target: Path, *, device: str | None = 
             if (refusal := _refusal_in(error)) is not None:
                 raise refusal from None
             raise
+    if rank() > 0:
+        return
     folder = output_of(bundle, fold)
     release(folder / "kept.pt", parser.get_parsed_content("adapted"), target)
     workflow.finalize()

@@ -25,35 +25,16 @@ from monai_attention.finetune.lora import load_lora, merge_lora
 from monai_attention.finetune.plan import may_have_side, measured
 from monai_attention.finetune.run import NEW, SCRATCH, finetune
 from monai_attention.networks.nnformer import NNFormer
+from tests.finetune.make_cohort import SIZE, SOURCE, make_cohort, volume
 from tests.finetune.make_dataset import in_splits, put
 from tests.make_bundle import threshold_bundle
-from tests.make_flexunetr_bundle import INFERENCE, make_bundle
+from tests.make_flexunetr_bundle import make_bundle
 from tests.refusals import refusal
-
-SIZE = (24, 26, 22)
-SOURCE = INFERENCE | {"inferer": INFERENCE["inferer"] | {"sw_batch_size": 4}}
-
-
-def volume(seed):
-    """An image and its labels: a box of 1 and a smaller one of 2, somewhere."""
-    random = np.random.default_rng(seed)
-    labels = np.zeros(SIZE, np.uint8)
-    x, y, z = (int(random.integers(2, n - 14)) for n in SIZE)
-    labels[x : x + 11, y : y + 11, z : z + 11] = 1
-    labels[x + 3 : x + 9, y + 3 : y + 9, z + 3 : z + 9] = 2
-    image = 100 * labels + 10 * random.standard_normal(SIZE)
-    return image.astype(np.float32), labels
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cohort")
-    for k in range(5):
-        image, labels = volume(k)
-        affine = np.diag([2.0, 2.0, 2.0, 1.0])
-        put(folder / f"images/case{k}.nii.gz", image, affine)
-        put(folder / f"labels/case{k}.nii.gz", labels, affine)
-    return folder
+    return make_cohort(tmp_path_factory.mktemp("cohort"))
 
 
 @pytest.fixture(scope="module")
