@@ -10,6 +10,7 @@ PACKAGE = (ROOT / "monai_attention/__init__.py").read_text(encoding="utf-8")
 VERSION = re.search(r'__version__ = "(.+)"', PACKAGE).group(1)
 DICOM_CODECS = ["pylibjpeg>=2.0", "pylibjpeg-openjpeg>=2.0", "pylibjpeg-rle>=2.0"]
 TRAIN = ["fire>=0.5", "jsonschema>=4"]
+TRACKING = ["tensorboard", "mlflow"]  # any that MONAI's handlers can do with
 
 setup(
     name="monai_attention",
@@ -38,6 +39,7 @@ setup(
     extras_require={
         "dicom-codecs": DICOM_CODECS,
         "train": TRAIN,
+        "tracking": TRACKING,
         "dev": [
             *DICOM_CODECS,
             *TRAIN,

@@ -90,6 +90,11 @@ print(f"Dice of the held-out head: {result.score:.2f}")
 # with torchrun as well (or edit `train.json`), for the learning rate may want to be larger. `--resume` may go on with
 # another number of processes. The same holds for `torchrun ... -m monai.bundle run --config_file
 # my_bundle/configs/train.json --bundle_root my_bundle`.
+#
+# ## Watch it
+# `runs/*/epochs.csv` grows by a row an epoch. With the extra, `pip install 'monai_attention[tracking]'`, there is more:
+# `tensorboard --logdir my_bundle/runs` draws what is logged wherever TensorBoard is installed, unless `train.json` says
+# `"tensorboard": false`; with `"mlflow": "sqlite:///mlruns.db"`, or a server's address, MONAI's handler logs to MLflow.
 
 # %% [markdown]
 # ## Use it

@@ -55,6 +55,8 @@ def train_config(
         "lora": f"$add_lora(@loaded, rank={RANK}, train=@trained) and @loaded",
         "scratch": "@loaded",
     }
+    rate = "@learning_rate * @lr_schedule.lr_lambdas[0](@lr_schedule.last_epoch)"
+    told = f"$lambda output: {{'loss': float(output[0]['loss']), 'learning_rate': {rate}}}"
     flips = (
         [{"_target_": "RandFlipd", "keys": ["image", "label"], "prob": 0.5, "spatial_axis": 0}] if plan.mirror else []
     )
@@ -62,6 +64,7 @@ def train_config(
         "imports": [
             "$import json",
             "$import os",
+            "$from importlib.util import find_spec",
             "$from monai_attention.checkpoints import load_weights",
             f"$from {scripts}.handlers import whole_checkpoints",
             f"$from {scripts}.lora import add_lora",
@@ -79,6 +82,8 @@ def train_config(
         "seed": 0,
         "num_workers": 1,
         "amp": True,
+        "tensorboard": "$find_spec('tensorboard') is not None",
+        "mlflow": None,  # or the address of a server, or sqlite:///FILE
         **{name: _plain(getattr(plan, name)) for name in own},
         "ema_momentum": "$max(0.01, min(0.9, 10 / (@max_epochs * @epoch_length)))",  # the last tenth, 100 steps at most
         "trained": dict(trained),
@@ -124,6 +129,11 @@ def train_config(
             ],
         },
         "checkpoints": "$whole_checkpoints(@output_dir)",
+        "writer": {
+            "_target_": "torch.utils.tensorboard.SummaryWriter",
+            "_disabled_": "$not @tensorboard or processes.rank() > 0",
+            "log_dir": "$@output_dir + '/tensorboard'",
+        },
         "train": {
             "cases": {
                 "_target_": f"{scripts}.crops.PreparedCases",
@@ -185,9 +195,10 @@ def train_config(
                     "_disabled_": "$processes.rank() > 0",
                     "path": "$@output_dir + '/epochs.csv'",
                     "validator": "@validate#evaluator",
-                    "rate": "$lambda: @learning_rate * @lr_schedule.lr_lambdas[0](@lr_schedule.last_epoch)",
+                    "rate": f"$lambda: {rate}",
                     "device": "@device",
                 },
+                *_tracked({"epoch_log": False, "output_transform": told}, {"close_on_complete": True}),
                 {
                     "_target_": f"{scripts}.handlers.KeepLast",
                     "_disabled_": "$@keep == 'best' or processes.rank() > 0",
@@ -251,6 +262,7 @@ def train_config(
                     "network": "$@ema.ema_model",
                     "metric": "val_mean_dice",
                 },
+                *_tracked({"iteration_log": False}, {}),
             ],
             "key_metric": {
                 "val_mean_dice": {
@@ -281,6 +293,28 @@ def train_config(
             "$@train#trainer.run()",
         ],
     }
+
+
+def _tracked(what: Mapping[str, Any], of_mlflow: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """MONAI's handlers for TensorBoard and MLflow; those of training and validation write to the same run."""
+    return [
+        {
+            "_target_": "TensorBoardStatsHandler",
+            "_disabled_": "$not @tensorboard or processes.rank() > 0",
+            "summary_writer": "@writer",
+            **what,
+        },
+        {
+            "_target_": "MLFlowHandler",
+            "_disabled_": "$not @mlflow or processes.rank() > 0",
+            "tracking_uri": "@mlflow",
+            "experiment_name": "$os.path.basename(os.path.abspath(@bundle_root))",
+            "run_name": "$os.path.basename(@output_dir)",
+            **what,
+            "optimizer_param_names": [],  # the rate of each of dozens of groups, at every step
+            **of_mlflow,
+        },
+    ]
 
 
 def _plain(value: Any) -> Any:
