@@ -40,7 +40,7 @@ DECAYS = {"full": 0.75, "lora": 1.0, "head": 0.75, "scratch": 1.0}
 EPOCHS = {"full": 40, "lora": 40, "head": 20, "scratch": 200}
 SHARE = 1 / 3
 """Of the free memory, that a batch may save for the backward pass."""
-SIDES = re.compile(r"\w*(?:left|right)\w*|l|r|lh|rh|lt|rt|link\w*|recht\w*|gauche|droite?", re.IGNORECASE)
+SIDES = re.compile(r"\w*(?:left|(?<!b)right)\w*|l|r|lh|rh|lt|rt|link\w*|recht\w*|gauche|droite?", re.IGNORECASE)
 """A word in the name of a class: it has a side."""
 ABBREVIATED = re.compile(r"[LR][A-Z]")
 """How a name begins that may mean one: `LKidney`, `RUL`, `LV`."""
