@@ -120,6 +120,8 @@ def _how_judged(folder: Path, story: Mapping[str, Any], held_out: int) -> str:
         )
     outcome = outcome_of(folder, story["trainings"][0])
     assert outcome is not None
+    if outcome["score"] is None:
+        return f"Of {_cases(held_out)} held out. The weights are those of the last epoch, {outcome['epoch']}."
     return (
         f"Of {_cases(held_out)} held out. The weights, of epoch {outcome['epoch']}, were chosen by validation on "
         "these very cases, so it flatters; `monai-attention evaluate` on cases that are not in `data/` does not, nor "

@@ -72,8 +72,8 @@ def finetune(
     The new bundle has the source's architecture and preprocessing, the cohort's classes and channels, and everything
     that was decided in `configs/train.json`, which plain MONAI runs as well. In it are also `preflight.html` (a picture
     of every case), `data/` (the cases as the network sees them), `runs/` (checkpoints and `epochs.csv`) and
-    `evaluation/` (scores and pictures of held-out cases), and where asked for `from_scratch/`. They, and `finetune.json`,
-    name and show cases: delete them when all is done, before the bundle is given away.
+    `evaluation/` (scores and pictures of held-out cases), and where asked for `from_scratch/`. They, and
+    `finetune.json`, name and show cases: delete them when all is done, before the bundle is given away.
 
     One fold of the people is held out, unless `folds` asks for cross-validation: then each fold is held out in turn,
     and the new bundle's weights come from one more training, on all cases, which is as long.

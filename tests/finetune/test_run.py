@@ -236,6 +236,16 @@ def test_a_training_that_another_process_is_at_is_left_to_it(data, source, tmp_p
         assert refusal(finetune, data, folder, resume=True, device="cpu").code == "E-BUSY"
 
 
+def test_edited_to_keep_the_last_weights_it_says_so(data, source, tmp_path, capsys):
+    how = [str(data), "-o", str(tmp_path / "new"), "--from", str(source), "--time", "1s", "--device", "cpu", "-q"]
+    assert main(["finetune", *how, "--plan-only"]) == 0
+    path = tmp_path / "new/configs/train.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"keep": "last"}))
+    assert main(["finetune", *how, "--resume"]) == 0
+    assert "which flatters" not in capsys.readouterr().out
+    assert "those of the last epoch" in (tmp_path / "new/docs/README.md").read_text()
+
+
 def test_what_was_refused_before_its_plan_can_be_begun_better(data, source, tmp_path):
     settled = {"source": source, "epochs": 1, "device": "cpu", "plan_only": True}
     assert refusal(finetune, data, tmp_path / "new", **settled, folds=6).code == "E-TOO-FEW"
