@@ -11,6 +11,7 @@ from typing import Any
 from monai_attention import DEFAULT_BUNDLE, bundles
 from monai_attention.bundle_config import read_config
 from monai_attention.cohort import ledger
+from monai_attention.cohort.device import device_of
 from monai_attention.errors import Refusal
 from monai_attention.finetune.begin import STORY, begin, expect_same, prepare_again, scratch_of, trainings_of
 from monai_attention.finetune.card import write_card
@@ -123,7 +124,11 @@ def finetune(
         raise Refusal("E-METHOD", message, remedy="leave --method and --compare away, or name a bundle to begin with")
     found = None
     if "plan" not in begun:  # a beginning that was stopped is begun again; cases that were prepared are kept
-        trainings_of(fold, folds)  # refuses before anything is read
+        # what can be refused before hours go into reading a cohort
+        trainings_of(fold, folds)
+        device_of(device)
+        info = bundles.info(DEFAULT_BUNDLE if source is None else source)
+        bundles.expect_purpose(info.purpose, "segment", info.folder)
         check_writable(folder)
         found = _look(data, options, pictures=True, progress=progress)
         wishes = Wishes("scratch" if source is None else method, epochs, seconds, device)
