@@ -112,7 +112,8 @@ def _go_on(options: argparse.Namespace, settled: dict[str, Any], story: Mapping[
     for line in refusals(found.judged):
         print(f"without scores of {line}")
     worst = [one for one in found.judged["contenders"][NEW]["worst"] if one["dice"] is not None]
-    print("worst of this bundle: " + ", ".join(f"{one['case_id']} {one['dice']:.3f}" for one in worst))
+    if worst:
+        print("worst of this bundle: " + ", ".join(f"{one['case_id']} {one['dice']:.3f}" for one in worst))
     for name, why in found.judged["lacking"].items():
         print(f"not compared with {name}: {why}")
     print(f"look at {found.bundle / 'evaluation/this_bundle/report.html'}, and {found.bundle / 'docs/README.md'}")

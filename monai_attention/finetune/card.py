@@ -30,7 +30,8 @@ def write_card(folder: Path, story: Mapping[str, Any], judged: Mapping[str, Any]
     plan = "\n".join(f"| {name.replace('_', ' ')} | {_spelled(value)} |" for name, value in story["plan"].items())
     classes = "\n".join(_class(name, ml) for name, ml in story["classes"].items())
     weights = "\n".join(f"- {line}" for line in story["weights"])
-    source = "random weights" if story["source"] is None else Path(story["source"]).name
+    fresh = story["plan"]["method"] == "scratch"
+    source = "random weights" if fresh else Path(story["source"]).name
     write_text(
         folder / "docs/README.md",
         f"""# {folder.name}
@@ -103,7 +104,7 @@ def _made_with(folder: Path, story: Mapping[str, Any]) -> str:
     """Programs, machine, and hashes of weights."""
     metadata = json.loads((folder / "configs/metadata.json").read_text(encoding="utf-8"))
     hashes = {"this bundle's weights": metadata["weights"]["models/model.pt"]["sha256"]}
-    hashes |= {"the source's weights": story["source_sha256"]} if story["source_sha256"] else {}
+    hashes |= {"the source's weights": story["source_sha256"]} if story["source"] is not None else {}
     programs = ", ".join(f"{name} {version}" for name, version in story["program"].items())
     rows = [("sha256 of", ""), *((name, f"`{digest}`") for name, digest in hashes.items())]
     return f"{programs}; {story['device']}.\n\n{_markdown(rows)}"
