@@ -30,7 +30,8 @@ class LabelMapDataset(Dataset):
         generator: draws the images.
         classes: name of each target class -> values of the label map it is made of, in order from class 1; all other
             values are background, class 0.
-        pairs: values that share an intensity class (left and right of one structure).
+        pairs: values of one structure on the left and on the right: they share an intensity class, and change places
+            in the target where a person is mirrored.
         tissues: values of each tissue in the order of the generator's `contrasts` (grey matter, white matter, fluid).
         strip: values outside the brain, which the generator sometimes removes.
         length: items of the set.
@@ -61,9 +62,12 @@ class LabelMapDataset(Dataset):
         self.seed = seed
         self.first = 0
         maps = [_read_ras(Path(f)) for f in files]
-        values = np.unique(np.concatenate([np.unique(array) for array, _ in maps]))
+        found = np.unique(np.concatenate([np.unique(array) for array, _ in maps]))
+        other_side = {v: w for one, other in pairs for v, w in ((one, other), (other, one))}
+        values = np.union1d(found, [other_side.get(v, v) for v in found.tolist()])
         self.maps = [(torch.from_numpy(np.searchsorted(values, array).astype(np.uint8)), mm) for array, mm in maps]
         self.target = _table(values, {v: i for i, group in enumerate(classes.values(), 1) for v in group})
+        self.mirrored = _table(values, {v: int(np.searchsorted(values, other_side.get(v, v))) for v in values.tolist()})
         same = {v: min(pair) for pair in pairs for v in pair}
         self.intensity_class = torch.from_numpy(np.unique([same.get(v, v) for v in values], return_inverse=True)[1])
         self.tissue = torch.full((int(self.intensity_class.max()) + 1,), -1)
@@ -92,6 +96,7 @@ class LabelMapDataset(Dataset):
             centre=(self.centres[index % len(self.maps)] + jitter).tolist(),
             intensity_class=self.intensity_class,
             tissue=self.tissue,
+            mirrored=self.mirrored,
             generator=random,
         )
         return {"image": image, "label": self.target[drawn.long()][None]}

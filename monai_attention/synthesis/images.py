@@ -84,6 +84,7 @@ class ImageGenerator:
         centre: Sequence[float],
         intensity_class: Tensor,
         tissue: Tensor | None = None,
+        mirrored: Tensor | None = None,
         generator: torch.Generator,
     ) -> tuple[Tensor, Tensor]:
         """Draw an image.
@@ -94,6 +95,7 @@ class ImageGenerator:
             centre: the voxel of the label map that lands in the middle of the image.
             intensity_class: for each label value, the class that it shares its intensity with (left and right alike).
             tissue: for each intensity class, the position of its tissue in `contrasts`' rows, -1 if it is of none.
+            mirrored: for each label value, the same structure's on the other side; None if sides have no values.
             generator: source of all randomness; lives on the device of `labels`.
 
         Returns:
@@ -102,12 +104,14 @@ class ImageGenerator:
         draw = _Draw(generator)
         matrix = self._affine(draw) / draw.tensor(spacing)[:, None]  # mm of the image -> voxels of the label map
         elastic = self._elastic(draw) / draw.tensor(spacing)[:, None, None, None]
-        if draw.uniform(0, 1) < 0.5:  # mirrored
+        mirror = draw.uniform(0, 1) < 0.5
+        if mirror:
             matrix[0], elastic[0] = -matrix[0], -elastic[0]
         fine, coarse = (
             look_up(labels, self._sampling_grid(n, matrix, elastic, centre)) for n in (self.supersampling, 1)
         )
-        return self._render(fine, intensity_class, tissue, draw)[None], coarse
+        image = self._render(fine, intensity_class, tissue, draw)[None]
+        return image, mirrored[coarse.long()] if mirror and mirrored is not None else coarse
 
     def _affine(self, draw: _Draw) -> Tensor:
         angles = [math.radians(draw.uniform(-self.rotation_deg, self.rotation_deg)) for _ in range(3)]

@@ -64,6 +64,29 @@ def test_left_and_right_are_one_brightness_and_files_are_read_as_ras(files):
     assert [values[i] for i in dataset.generator.strip_labels] == [0, 510, 511]
 
 
+def test_left_stays_left_where_a_person_is_mirrored(tmp_path):
+    array = np.zeros((20, 22, 24), np.int16)
+    array[4:10, 4:18, 4:20], array[10:16, 4:18, 4:20] = 2, 41
+    array[4:7, 4:7, 4:7] = 25  # the left alone has a lesion
+    nibabel.save(nibabel.Nifti1Image(array, np.diag([2.0, 2, 2, 1])), tmp_path / "a.nii.gz")
+    dataset = LabelMapDataset(
+        [tmp_path / "a.nii.gz"],
+        generator=ImageGenerator((20, 22, 24), rotation_deg=0.0, elastic_mm=0.0, shear=0.0, scaling=0.0),
+        classes={"left": [2], "right": [41], "left lesion": [25], "right lesion": [57]},
+        pairs=[[2, 41], [25, 57]],
+        length=12,
+        jitter_mm=0.0,
+    )
+    lesions = set()
+    for item in dataset:
+        left, right = (torch.nonzero(item["label"][0] == c)[:, 0] for c in (1, 2))
+        assert left.max() < right.min()
+        lesions |= {
+            (int(c), int(torch.nonzero(item["label"][0] == c)[0, 0]) > 10) for c in (3, 4) if c in item["label"]
+        }
+    assert lesions == {(3, False), (4, True)}  # both occur, each on its side
+
+
 def test_a_resumed_training_goes_on_with_new_items(files):
     from types import SimpleNamespace
 
