@@ -9,18 +9,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
 def channels_last(module: nn.Module) -> None:
     """Lay the weights of all convolutions out with channels last, and let instance normalisation keep that layout.
 
-    Numbers, and names of parameters, stay as they are.
+    Convolutions of one voxel become products of matrices. Numbers, but for rounding, and names of parameters stay as
+    they are.
     """
     for child in module.modules():
         for name, layer in list(child.named_children()):
             if isinstance(layer, (nn.InstanceNorm2d, nn.InstanceNorm3d)) and not layer.track_running_stats:
                 setattr(child, name, InstanceNorm(layer))
+            elif isinstance(layer, (nn.Conv2d, nn.Conv3d)) and _is_pointwise(layer):
+                setattr(child, name, Pointwise(layer))
     for parameter in module.parameters():
         if layout := _LAYOUTS.get(parameter.ndim):
             parameter.data = parameter.data.contiguous(memory_format=layout)
@@ -30,6 +34,30 @@ _LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
 _CHUNK_NUMBERS = {"cpu": 1 << 19}
 _DEFAULT_CHUNK_NUMBERS = 1 << 27
 """Numbers that are summed at a time: on the CPU what fits the cache, and few enough for float32."""
+
+
+def _is_pointwise(layer: nn.Conv2d | nn.Conv3d) -> bool:
+    alone = {*layer.kernel_size, *layer.stride, layer.groups} == {1}
+    return alone and layer.padding not in ("same", "valid") and not any(layer.padding)
+
+
+class Pointwise(nn.Module):
+    """Convolution of one voxel: with channels last a product of matrices, of which torch's CPU kernels make copies.
+
+    Args:
+        original: whose parameters it takes over.
+
+    Shape: (B, C_in, *S) -> (B, C_out, *S).
+    """
+
+    def __init__(self, original: nn.Conv2d | nn.Conv3d) -> None:
+        super().__init__()
+        self.weight = original.weight
+        self.bias = original.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Each voxel by itself."""
+        return F.linear(x.movedim(1, -1), self.weight.flatten(1), self.bias).movedim(-1, 1)
 
 
 class InstanceNorm(nn.Module):
@@ -81,13 +109,21 @@ def _standardise(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     means, scales = [], []
     for sample, result in zip(x, y, strict=True):
         n = sample[0].numel()
-        mean = sum(_exact(rows).sum(0).double() for (rows,) in _chunks(sample)) / n
-        low = mean.to(_exact(x[:0]).dtype)
-        squares = sum((_exact(rows) - low).square_().sum(0).double() for (rows,) in _chunks(sample)) / n
-        scale = torch.rsqrt(squares - (mean - low).square() + eps).to(low.dtype)
+        rough = _exact(sample.flatten(1)[:, :: max(1, n // 1024)]).mean(1)  # near enough for one pass to be exact
+        off = torch.zeros_like(rough, dtype=torch.float64)
+        squares = torch.zeros_like(off)
+        for (rows,) in _chunks(sample):
+            centred = _exact(rows) - rough
+            off += centred.sum(0) / n
+            squares += centred.square_().sum(0) / n
+        mean = (rough + off).to(rough.dtype)
+        scale = torch.rsqrt(squares - off.square() + eps).to(rough.dtype)
         for rows, out in _chunks(sample, result):
-            out.copy_((_exact(rows) - low).mul_(scale))
-        means.append(low)
+            if out.dtype == mean.dtype:
+                torch.sub(rows, mean, out=out).mul_(scale)
+            else:
+                out.copy_((_exact(rows) - mean).mul_(scale))
+        means.append(mean)
         scales.append(scale)
     return y, torch.stack(means), torch.stack(scales)
 

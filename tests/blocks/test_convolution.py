@@ -2,13 +2,14 @@ import pytest
 import torch
 from torch import nn
 
-from monai_attention.blocks.convolution import channels_last
+from monai_attention.blocks.convolution import Pointwise, channels_last
 
 
 def small(dims, affine):
     torch.manual_seed(0)
     conv, norm = ((nn.Conv2d, nn.InstanceNorm2d), (nn.Conv3d, nn.InstanceNorm3d))[dims - 2]
-    network = nn.Sequential(conv(2, 6, 3, padding=1), norm(6, affine=affine), nn.Sequential(conv(6, 4, 3), norm(4)))
+    last = nn.Sequential(conv(6, 4, 3), norm(4), conv(4, 5, 1, bias=affine))
+    network = nn.Sequential(conv(2, 6, 3, padding=1), norm(6, affine=affine), last)
     if affine:
         nn.init.normal_(network[1].weight)
         nn.init.normal_(network[1].bias)
@@ -41,6 +42,16 @@ def test_the_layout_is_kept_from_layer_to_layer(dims):
     for layer in (*network[:2], *network[2]):
         x = layer(x)
         assert x.is_contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize("unlike", [{"stride": 2}, {"padding": 1}, {"padding": "same"}, {"groups": 2}])
+def test_only_plain_convolutions_of_one_voxel_become_products(unlike):
+    network = nn.Sequential(nn.Conv3d(4, 4, 1), nn.Conv3d(4, 4, 1, **unlike))
+    x = torch.randn(2, 4, 5, 5, 5)
+    expected = network(x)
+    channels_last(network)
+    assert [isinstance(layer, Pointwise) for layer in network] == [True, False]
+    torch.testing.assert_close(network(x), expected)
 
 
 def test_one_voxel_has_no_variance_to_learn_from():
