@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from monai_attention import DEFAULT_BUNDLE, __version__, cli_finetune, cli_registration
 from monai_attention.cli_options import OK, SOME_REFUSED, WRONG_ARGUMENTS, add_read_options, read_options
+from monai_attention.cohort.pages import keep_pages
 from monai_attention.errors import Refusal
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code: 0 all fine, 1 some cases refused or failed, 2 wrong arguments."""
     options = _parser().parse_args(arguments)
+    if arguments is None:  # this is the process's one job
+        keep_pages()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     logging.getLogger("monai_attention").setLevel(logging.DEBUG if options.verbose else logging.WARNING)
     try:

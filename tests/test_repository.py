@@ -45,7 +45,7 @@ ARROWS = {
     "cli_options": {"io"},
     "cli_registration": {"cli_options", "registration"},
     "cli_finetune": {"cli_options", "columns", "finetune", "io", "report"},
-    "cli": {"errors", "io", "bundles", "report", "inference", "registration", "finetune", "cli_options"}
+    "cli": {"errors", "io", "bundles", "cohort", "report", "inference", "registration", "finetune", "cli_options"}
     | {"cli_registration", "cli_finetune"},
 }
 # What of others the rooms of networks may import; the rest of the package is free.
