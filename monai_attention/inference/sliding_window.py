@@ -92,16 +92,16 @@ def stream(
         )
         makers.append(make)
     sums = _where_memory_is(makers, settings.sum_device or image.device)
-    for row in rows(size, starts, whole=whole):
+    for row in rows(size, roi, starts, whole=whole):
+        for blended in sums:
+            blended.begin(row)
         for (_, y, z), outputs in itertools.islice(results, len(row.ys) * len(starts[2])):
             for i, blended in enumerate(sums if outputs is not None else ()):
-                blended.add(layout.turn(outputs[i]), y - row.ys[0], z)  # type: ignore[index]
+                blended.add(layout.turn(outputs[i]), y, z)  # type: ignore[index]
             del outputs
             on_window(layout.count())
         box = layout.box_back((*row.finished, slice(0, size[2])))
         yield [_cropped(box, layout.turn_back(blended.finish(row)), image, layout) for blended in sums]
-        for blended in sums:
-            blended.advance(row)
 
 
 def assembled(pieces: Iterable[list[Piece]]) -> list[Tensor]:

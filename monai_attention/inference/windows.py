@@ -182,8 +182,8 @@ class Row(NamedTuple):
 
     Args:
         x: start along the first axis.
-        ys: starts along the second axis.
-        finished: what no later row touches: a range along the first axis and one along the second.
+        ys: starts along the second axis; none, if nothing but what earlier rows left is to be handed out.
+        finished: what leaves after this row: a range along the first axis and one along the second.
     """
 
     x: int
@@ -191,27 +191,32 @@ class Row(NamedTuple):
     finished: tuple[slice, slice]
 
 
-def rows(size: Sequence[int], starts: Sequence[Sequence[int]], *, whole: bool) -> list[Row]:
+def rows(size: Sequence[int], roi: Sequence[int], starts: Sequence[Sequence[int]], *, whole: bool) -> list[Row]:
     """In which order windows are visited.
 
     Args:
         size: voxels along each axis.
+        roi: voxels of a window.
         starts: of windows along each axis.
         whole: take all starts of the second axis together: larger batches, and more memory.
     """
     xs, ys, _ = starts
+    end = xs[-1] + advanced(roi[0], xs)  # the last windows leave no more at once than others, and the rest afterwards
     groups = [list(ys)] if whole else [[y] for y in ys]
-    x_ends = [*xs[1:], size[0]]
-    y_ends = [*(group[0] for group in groups[1:]), size[1]]
-    return [
-        Row(x, group, (slice(x, x_end), slice(group[0], y_end)))
-        for x, x_end in zip(xs, x_ends, strict=True)
-        for group, y_end in zip(groups, y_ends, strict=True)
+    across = [slice(group[0], y_end) for group, y_end in zip(groups, [*ys[1:], size[1]], strict=False)]
+    across[-1] = slice(groups[-1][0], size[1])
+    found = [
+        Row(x, group, (slice(x, x_end), part))
+        for x, x_end in zip(xs, [*xs[1:], end], strict=True)
+        for group, part in zip(groups, across, strict=True)
     ]
+    return found + [Row(end, [], (slice(end, size[0]), part)) for part in across if end < size[0]]
 
 
 class BlendedSum:
     """Weighted mean of windows, handed out row by row.
+
+    For each row `begin`, `add` its windows, `finish`.
 
     Args:
         channels: of a window.
@@ -239,63 +244,83 @@ class BlendedSum:
         self.unseen = unseen
         self.roi = tuple(roi)
         self.weights = weights.to(device)
-        self.carried = carried(size[0], roi[0], starts[0])
         width = size[1] if whole else roi[1]
         # The last channel sums the weights.
-        self.row = torch.zeros(channels + 1, roi[0], width, size[2], device=device)
-        self.carry = torch.zeros(channels + 1, self.carried, size[1], size[2], device=device)
-        self.overlap = 0  # planes at the start of this row that the row before it has summed too
+        self.row = torch.zeros(channels + 1, advanced(roi[0], starts[0]), width, size[2], device=device)
+        self.carry = torch.zeros(channels + 1, carried(roi[0], starts[0]), size[1], size[2], device=device)
+        self.x = -1
+        self.columns = slice(0, 0)  # of the result, that `row` holds
+        self.depth = 0  # planes of this row that are finished after it; what windows add beyond goes to `carry`
+
+    def begin(self, row: Row) -> None:
+        """Make room for the windows of a row; what the last one gave out is overwritten."""
+        if not row.ys:
+            return
+        columns = slice(row.ys[0], row.ys[0] + self.row.shape[2])
+        new = columns
+        if row.x == self.x:
+            new = slice(self.columns.stop, columns.stop)
+            kept = self.columns.stop - columns.start
+            for channel in self.row:  # one at a time: the copy between is small
+                channel[:, :kept] = channel[:, self.row.shape[2] - kept :].clone()
+        self.x, self.columns, self.depth = row.x, columns, row.finished[0].stop - row.finished[0].start
+        self._bring(new)
+
+    def _bring(self, new: slice) -> None:
+        """Move what earlier rows left for the finished planes of this one from `carry`, and shift the rest there."""
+        here = slice(new.start - self.columns.start, new.stop - self.columns.start)
+        moved = min(self.depth, self.carry.shape[1])
+        for row, carry in zip(self.row, self.carry, strict=True):
+            row[:moved, here] = carry[:moved, new]
+            row[moved:, here] = 0
+            rest = carry[moved:, new].clone()
+            carry[: len(rest), new] = rest
+            carry[len(rest) :, new] = 0
 
     def add(self, window: Tensor, y: int, z: int) -> None:
         """Add a window (C, *roi), which is left as it is.
 
         Args:
             window: any floating dtype, any device.
-            y: its start along the second axis, counted from the row's first.
+            y: its start along the second axis.
             z: its start along the third axis.
         """
-        place = self.row[:, :, y : y + self.roi[1], z : z + self.roi[2]]
-        place[:-1].addcmul_(window.to(place), self.weights)
-        place[-1] += self.weights
+        along, window = slice(z, z + self.roi[2]), window.to(self.row)
+        first = y - self.columns.start
+        for sums, y0, planes in (
+            (self.row, first, slice(0, self.depth)),
+            (self.carry, y, slice(self.depth, self.roi[0])),
+        ):
+            place = sums[:, : planes.stop - planes.start, y0 : y0 + self.roi[1], along]
+            place[:-1].addcmul_(window[:, planes], self.weights[planes])
+            place[-1] += self.weights[planes]
 
     def finish(self, row: Row) -> Tensor:
-        """What no later row touches, after all of this row's windows were added: (C, x, y, Z), until `advance`."""
-        across = row.finished[1]
-        depth, width = row.finished[0].stop - row.finished[0].start, across.stop - across.start
-        block = self.row[:, :, :width]
-        block[:, : self.overlap] += self.carry[:, : self.overlap, across]
-        done = block[:-1, :depth].div_(block[-1:, :depth])
+        """What leaves after this row, its windows added: (C, x, y, Z), until the next `begin`."""
+        (planes, across), sums = row.finished, self.row if row.ys else self.carry
+        y = across.start - self.columns.start if row.ys else across.start
+        block = sums[:, : planes.stop - planes.start, y : y + across.stop - across.start]
+        done = block[:-1].div_(block[-1:])
         if self.unseen is not None:
-            nowhere = block[-1, :depth] == 0
+            nowhere = block[-1] == 0
             for channel, value in zip(done, self.unseen, strict=True):
                 channel.masked_fill_(nowhere, value)
         return done
 
-    def advance(self, row: Row) -> None:
-        """Make room for the next row after one that is finished."""
-        across = row.finished[1]
-        depth, width = row.finished[0].stop - row.finished[0].start, across.stop - across.start
-        rest = self.roi[0] - depth
-        if rest > 0:
-            self.carry[:, :rest, across] = self.row[:, depth:, :width]
-        if row.finished[1].stop == self.carry.shape[2]:  # the last of its x
-            self.row.zero_()
-            self.overlap = max(0, rest)
-        else:
-            kept = self.row.shape[2] - width
-            for channel in self.row:  # one at a time: the copy between is small
-                channel[:, :kept] = channel[:, width:].clone()
-            self.row[:, :, kept:] = 0
+
+def advanced(roi: int, starts: Sequence[int]) -> int:
+    """The most voxels from one window to the next along an axis."""
+    return max((b - a for a, b in itertools.pairwise(starts)), default=roi)
 
 
-def carried(n: int, roi: int, starts: Sequence[int]) -> int:
+def carried(roi: int, starts: Sequence[int]) -> int:
     """The most voxels that two neighbouring windows share along an axis."""
-    return max([roi - (b - a) for a, b in itertools.pairwise(starts)], default=0)
+    return max((roi - (b - a) for a, b in itertools.pairwise(starts)), default=0)
 
 
 def sum_bytes(
     channels: int, size: Sequence[int], roi: Sequence[int], starts: Sequence[Sequence[int]], *, whole: bool
 ) -> int:
     """Bytes that a `BlendedSum` holds."""
-    held = roi[0] * (size[1] if whole else roi[1]) + carried(size[0], roi[0], starts[0]) * size[1]
-    return 4 * (channels + 1) * size[2] * held
+    row = advanced(roi[0], starts[0]) * (size[1] if whole else roi[1])
+    return 4 * (channels + 1) * size[2] * (row + carried(roi[0], starts[0]) * size[1])

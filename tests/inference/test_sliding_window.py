@@ -56,7 +56,7 @@ def test_row_29_only_the_overlap_of_two_rows_is_held(monkeypatch):
     monkeypatch.setattr(module, "BlendedSum", Recorded)
     for length in (40, 400):
         list(stream(torch.zeros(1, 20, length, 24), lambda w, _: [w], Settings(8, overlap=0.5, sum_bytes=0)))
-    assert made == [[2 * 8 * 8 * 20, 2 * 4 * 24 * 20]] * 2
+    assert made == [[2 * 4 * 8 * 20, 2 * 4 * 24 * 20]] * 2
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
