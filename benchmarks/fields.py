@@ -26,8 +26,8 @@ from monai_attention.io.fields import write_field
 from monai_attention.registration.apply import warp
 from monai_attention.registration.scan import Scan
 from monai_attention.registration.transformation import Transformation, displacement
-from monai_attention.synthesis.images import smooth_field
 from monai_attention.synthesis.phantom import head_image
+from monai_attention.synthesis.randomness import smooth_field
 
 SIZE, SPACING = (70, 90, 45), (2.5, 2.0, 4.0)
 LPS = np.array([-1.0, -1.0, 1.0])

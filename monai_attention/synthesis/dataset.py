@@ -14,9 +14,15 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from monai_attention.synthesis.images import ImageGenerator, look_up
+from monai_attention.synthesis.tumours import CORE, ENHANCING, OEDEMA, Soil
 
 if TYPE_CHECKING:
     from ignite.engine import Engine
+
+
+PARTS = (CORE, OEDEMA, ENHANCING)
+OEDEMA_REACH = {0: 0.3, 1: 1.0, 2: 0.0}
+"""How far oedema reaches into the tissues, grey matter, white matter and fluid, as a share of white matter's."""
 
 
 class LabelMapDataset(Dataset):
@@ -34,8 +40,10 @@ class LabelMapDataset(Dataset):
             in the target where a person is mirrored.
         tissues: values of each tissue in the order of the generator's `contrasts` (grey matter, white matter, fluid).
         strip: values outside the brain, which the generator sometimes removes.
+        seats: values in which the middle of a simulated tumour may lie; none, no tumours. Its parts have the values of
+            `tumours.CORE`, `OEDEMA` and `ENHANCING`, for `classes` and `tissues`; it does not leave the brain.
         length: items of the set.
-        jitter_mm: standard deviation of the image's centre around the centre of all classes, per axis.
+        jitter_mm: standard deviation of the image's centre around the centre of all classes, or of `seats`, per axis.
         seed: another seed, another set.
         align: bring all people to the pose and size of the first, see `aligned`.
     """
@@ -49,6 +57,7 @@ class LabelMapDataset(Dataset):
         pairs: Sequence[Sequence[int]] = (),
         tissues: Sequence[Sequence[int]] = (),
         strip: Sequence[int] = (),
+        seats: Sequence[int] = (),
         length: int,
         jitter_mm: float = 30.0,
         seed: int = 0,
@@ -64,7 +73,7 @@ class LabelMapDataset(Dataset):
         maps = [_read_ras(Path(f)) for f in files]
         found = np.unique(np.concatenate([np.unique(array) for array, _ in maps]))
         other_side = {v: w for one, other in pairs for v, w in ((one, other), (other, one))}
-        values = np.union1d(found, [other_side.get(v, v) for v in found.tolist()])
+        values = np.union1d(found, [other_side.get(v, v) for v in found.tolist()] + list(PARTS if seats else ()))
         self.maps = [(torch.from_numpy(np.searchsorted(values, array).astype(np.uint8)), mm) for array, mm in maps]
         self.target = _table(values, {v: i for i, group in enumerate(classes.values(), 1) for v in group})
         self.mirrored = _table(values, {v: int(np.searchsorted(values, other_side.get(v, v))) for v in values.tolist()})
@@ -74,16 +83,18 @@ class LabelMapDataset(Dataset):
         for i, group in enumerate(tissues):
             self.tissue[self.intensity_class[torch.from_numpy(np.isin(values, list(group)))]] = i
         generator.strip_labels = tuple(int(i) for i in np.flatnonzero(np.isin(values, list(strip))))
+        self.soil = self._soil(values, seats) if seats else None
         if align:
             kept = torch.nonzero(self.target).flatten()
             self.maps = [(aligned(*one, *self.maps[0], kept), self.maps[0][1]) for one in self.maps]
-        self.centres = [torch.nonzero(self.target[m.long()]).float().mean(dim=0) for m, _ in self.maps]
+        middle = self.target > 0 if self.soil is None else torch.isin(torch.arange(len(values)), self.soil.seats)
+        self.centres = [torch.nonzero(middle[m.long()]).float().mean(dim=0) for m, _ in self.maps]
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """Image (1, *roi_size) in [0, 1] and label (1, *roi_size) of class numbers."""
+        """Image (channels, *roi_size) in [0, 1] and label (1, *roi_size) of class numbers."""
         if not 0 <= index < self.length:
             raise IndexError(index)
         index += self.first
@@ -97,9 +108,19 @@ class LabelMapDataset(Dataset):
             intensity_class=self.intensity_class,
             tissue=self.tissue,
             mirrored=self.mirrored,
+            soil=self.soil,
             generator=random,
         )
         return {"image": image, "label": self.target[drawn.long()][None]}
+
+    def _soil(self, values: np.ndarray, seats: Sequence[int]) -> Soil:
+        reach = [OEDEMA_REACH.get(int(tissue), 0.0) for tissue in self.tissue[self.intensity_class]]
+        for outside in self.generator.strip_labels:
+            reach[outside] = -1.0
+        core, oedema, enhancing = np.searchsorted(values, PARTS).tolist()
+        return Soil(
+            torch.from_numpy(np.flatnonzero(np.isin(values, seats))), torch.tensor(reach), (core, oedema, enhancing)
+        )
 
 
 class ContinueFrom:

@@ -17,6 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from monai_attention.synthesis.randomness import Draw, gaussian_blur, smooth_field
+from monai_attention.synthesis.tumours import Soil, Tumour, draw_tumour
+
 
 class ImageGenerator:
     """Draws an image and its target from a label map; the same random generator state gives the same pair.
@@ -37,6 +40,8 @@ class ImageGenerator:
         max_spacing_mm: coarsest spacing that the image is degraded to, along one axis (slices) or along all.
         contrasts: brightness of each tissue in well-known kinds of scans (T1- or T2-weighted, say), black 0 to white 1.
         contrast_probability: how often an image resembles one of `contrasts`; otherwise each class has any brightness.
+        channels: images of one head, each with a contrast, bias, noise and resolution of its own; if several, they
+            resemble the first, second, ... of `contrasts`.
         strip_probability: how often everything in `strip_labels` is set to black.
         strip_labels: values of the label map outside the brain.
     """
@@ -57,6 +62,7 @@ class ImageGenerator:
         max_spacing_mm: float = 7.0,
         contrasts: Sequence[Sequence[float]] = (),
         contrast_probability: float = 0.0,
+        channels: int = 1,
         strip_probability: float = 0.25,
         strip_labels: Sequence[int] = (),
     ) -> None:
@@ -73,6 +79,7 @@ class ImageGenerator:
         self.max_spacing_mm = max_spacing_mm
         self.contrasts = contrasts
         self.contrast_probability = contrast_probability
+        self.channels = channels
         self.strip_probability = strip_probability
         self.strip_labels = tuple(strip_labels)
 
@@ -85,6 +92,7 @@ class ImageGenerator:
         intensity_class: Tensor,
         tissue: Tensor | None = None,
         mirrored: Tensor | None = None,
+        soil: Soil | None = None,
         generator: torch.Generator,
     ) -> tuple[Tensor, Tensor]:
         """Draw an image.
@@ -96,24 +104,31 @@ class ImageGenerator:
             intensity_class: for each label value, the class that it shares its intensity with (left and right alike).
             tissue: for each intensity class, the position of its tissue in `contrasts`' rows, -1 if it is of none.
             mirrored: for each label value, the same structure's on the other side; None if sides have no values.
+            soil: where tumours grow; None, nowhere.
             generator: source of all randomness; lives on the device of `labels`.
 
         Returns:
-            image (1, *roi_size) in [0, 1] and the deformed label map (*roi_size), same values as `labels`.
+            image (channels, *roi_size) in [0, 1] and the deformed label map (*roi_size), same values as `labels`.
         """
-        draw = _Draw(generator)
+        draw = Draw(generator)
         matrix = self._affine(draw) / draw.tensor(spacing)[:, None]  # mm of the image -> voxels of the label map
         elastic = self._elastic(draw) / draw.tensor(spacing)[:, None, None, None]
         mirror = draw.uniform(0, 1) < 0.5
         if mirror:
             matrix[0], elastic[0] = -matrix[0], -elastic[0]
-        fine, coarse = (
-            look_up(labels, self._sampling_grid(n, matrix, elastic, centre)) for n in (self.supersampling, 1)
-        )
-        image = self._render(fine, intensity_class, tissue, draw)[None]
+        tumour = None
+        if soil is not None:
+            plain = look_up(labels, self._sampling_grid(1, matrix, elastic, centre))
+            tumour = draw_tumour(plain, self._axes(1, draw.device), soil, draw)
+        maps = []
+        for n in (self.supersampling, 1):
+            seen = look_up(labels, self._sampling_grid(n, matrix, elastic, centre, tumour))
+            maps.append(tumour.grown(seen, self._axes(n, draw.device), soil) if tumour and soil else seen)
+        fine, coarse = maps
+        image = self._render(fine, intensity_class, tissue, draw)
         return image, mirrored[coarse.long()] if mirror and mirrored is not None else coarse
 
-    def _affine(self, draw: _Draw) -> Tensor:
+    def _affine(self, draw: Draw) -> Tensor:
         angles = [math.radians(draw.uniform(-self.rotation_deg, self.rotation_deg)) for _ in range(3)]
         scale = torch.diag(draw.tensor([1 + draw.uniform(-self.scaling, self.scaling) for _ in range(3)]))
         shear = torch.eye(3, device=draw.device) + self.shear * (2 * draw.rand(3, 3) - 1) * (
@@ -121,37 +136,57 @@ class ImageGenerator:
         )
         return _rotation(angles, draw.device) @ shear @ scale
 
-    def _elastic(self, draw: _Draw) -> Tensor:
+    def _elastic(self, draw: Draw) -> Tensor:
         """Displacement in mm, (3, *coarse grid), to be stretched over the image."""
         nodes = [max(2, round(n * self.spacing / 32)) + 1 for n in self.roi_size]
         return draw.uniform(0, self.elastic_mm) * smooth_field(3, nodes, [4 * n for n in nodes], draw.generator)
 
-    def _sampling_grid(self, fineness: int, matrix: Tensor, elastic: Tensor, centre: Sequence[float]) -> list[Tensor]:
-        """Where each voxel of a grid `fineness` times finer than the image comes from: three coordinates, (*S) each."""
+    def _axes(self, fineness: int, device: torch.device) -> list[Tensor]:
+        """Positions along each axis, in mm from the image's middle, of a grid `fineness` times finer than the image."""
         size = [n * fineness for n in self.roi_size]
-        x, y, z = ((torch.arange(n, device=matrix.device) - (n - 1) / 2) * self.spacing / fineness for n in size)
-        stretched = F.interpolate(elastic[None], size=size, mode="trilinear")[0]
+        return [(torch.arange(n, device=device) - (n - 1) / 2) * self.spacing / fineness for n in size]
+
+    def _sampling_grid(
+        self, fineness: int, matrix: Tensor, elastic: Tensor, centre: Sequence[float], tumour: Tumour | None = None
+    ) -> list[Tensor]:
+        """Where each voxel of a grid `fineness` times finer than the image comes from: three coordinates, (*S) each."""
+        x, y, z = axes = self._axes(fineness, matrix.device)
+        moved = F.interpolate(elastic[None], size=[len(a) for a in axes], mode="trilinear")[0]
+        if tumour:
+            moved = moved + torch.einsum("ij,j...->i...", matrix, tumour.pushed(axes))
         return [
             field.add_((row[0] * x + start)[:, None, None]).add_((row[1] * y)[:, None] + row[2] * z)
-            for field, row, start in zip(stretched, matrix, centre, strict=True)
+            for field, row, start in zip(moved, matrix, centre, strict=True)
         ]
 
-    def _render(self, fine: Tensor, intensity_class: Tensor, tissue: Tensor | None, draw: _Draw) -> Tensor:
-        """Intensities for a fine label map, averaged and degraded to the image's grid, (*roi_size) in [0, 1]."""
-        classes = intensity_class[fine.long()]
-        count = int(intensity_class.max()) + 1
+    def _render(self, fine: Tensor, intensity_class: Tensor, tissue: Tensor | None, draw: Draw) -> Tensor:
+        """Intensities for a fine label map, averaged and degraded to the image's grid, (channels, *roi_size)."""
+        classes, images, strips = intensity_class[fine.long()], [], None
+        for channel in range(self.channels):
+            image = self._paint(classes, int(intensity_class.max()) + 1, tissue, channel, draw)
+            if self.strip_labels and strips is None:  # what is gone from one image is gone from all
+                strips = draw.uniform(0, 1) < self.strip_probability
+            if strips:
+                image[torch.isin(fine, fine.new_tensor(self.strip_labels))] = 0.0
+            images.append(self._acquire(image, draw))
+        return torch.stack(images)
+
+    def _paint(self, classes: Tensor, count: int, tissue: Tensor | None, channel: int, draw: Draw) -> Tensor:
+        """A brightness for each of `count` classes, and some texture."""
         means, stds = draw.rand(count), 0.1 * draw.rand(count)
         known = tissue is not None and len(self.contrasts) > 0 and draw.uniform(0, 1) < self.contrast_probability
         if tissue is not None and known:
-            contrast = draw.tensor(self.contrasts[int(draw.uniform(0, len(self.contrasts)))])
+            which = channel if self.channels > 1 else int(draw.uniform(0, len(self.contrasts)))
+            contrast = draw.tensor(self.contrasts[which])
             contrast = contrast + 0.08 * draw.randn(len(contrast))
             alike = (contrast[tissue] + 0.04 * draw.randn(count)).clamp(0, 1)
             means = torch.where(tissue >= 0, alike, means)
         if known or draw.uniform(0, 1) < 0.5:  # air is black, or in half of the other images anything
             means[0] = stds[0] = 0.0
-        image = means[classes] + stds[classes] * draw.randn(*fine.shape)
-        if self.strip_labels and draw.uniform(0, 1) < self.strip_probability:
-            image[torch.isin(fine, fine.new_tensor(self.strip_labels))] = 0.0
+        return means[classes] + stds[classes] * draw.randn(*classes.shape)
+
+    def _acquire(self, image: Tensor, draw: Draw) -> Tensor:
+        """A fine image as a scanner would show it, (*roi_size) in [0, 1]: averaged, with bias, blur and noise."""
         image = F.avg_pool3d(image[None, None], self.supersampling)
         image = (
             image * (draw.uniform(0, self.bias_std) * smooth_field(1, [4, 4, 4], self.roi_size, draw.generator)).exp()
@@ -160,7 +195,7 @@ class ImageGenerator:
         image = rescale(image + draw.uniform(0, self.noise_std) * image.std() * 3 * draw.randn(*image.shape))
         return (image ** math.exp(self.gamma_std * draw.normal()))[0, 0]
 
-    def _degrade(self, image: Tensor, draw: _Draw) -> Tensor:
+    def _degrade(self, image: Tensor, draw: Draw) -> Tensor:
         """Blur, sample down to a random resolution, sample up again."""
         coarse = [self.spacing] * 3
         kind = draw.uniform(0, 1)
@@ -176,29 +211,6 @@ class ImageGenerator:
         if tuple(size) == self.roi_size:
             return image
         return F.interpolate(F.interpolate(image, size=size, mode="trilinear"), size=self.roi_size, mode="trilinear")
-
-
-class _Draw:
-    """Random numbers of one generator, on its device."""
-
-    def __init__(self, generator: torch.Generator) -> None:
-        self.generator = generator
-        self.device = generator.device
-
-    def uniform(self, low: float, high: float) -> float:
-        return low + (high - low) * float(self.rand(1))
-
-    def normal(self) -> float:
-        return float(self.randn(1))
-
-    def rand(self, *shape: int) -> Tensor:
-        return torch.rand(*shape, generator=self.generator, device=self.device)
-
-    def randn(self, *shape: int) -> Tensor:
-        return torch.randn(*shape, generator=self.generator, device=self.device)
-
-    def tensor(self, values: Sequence[float]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float32, device=self.device)
 
 
 def _rotation(angles: Sequence[float], device: torch.device) -> Tensor:
@@ -220,31 +232,6 @@ def look_up(labels: Tensor, coordinates: Sequence[Tensor]) -> Tensor:
     for coordinate, n in zip(coordinates, labels.shape, strict=True):
         flat.mul_(n + 2).add_(coordinate.round_().clamp_(-1, n).add_(1).int())
     return padded.reshape(-1)[flat]
-
-
-def smooth_field(channels: int, nodes: Sequence[int], size: Sequence[int], generator: torch.Generator) -> Tensor:
-    """Gaussian noise of unit variance at control points, spread smoothly over a grid, (channels, *size)."""
-    noise = torch.randn(1, channels, *nodes, generator=generator, device=generator.device)
-    half = [max(2, n // 2) for n in size]
-    field = F.interpolate(noise, size=half, mode="trilinear", align_corners=True)
-    field = gaussian_blur(field, [0.35 * h / n for h, n in zip(half, nodes, strict=True)])
-    return F.interpolate(field, size=tuple(size), mode="trilinear", align_corners=True)[0]
-
-
-def gaussian_blur(x: Tensor, sigmas: Sequence[float]) -> Tensor:
-    """Separable Gaussian blur of (B, C, X, Y, Z), sigmas in voxels; edges are repeated."""
-    for axis, sigma in enumerate(sigmas):
-        if sigma <= 0.05:  # the kernel is a delta to float32 precision
-            continue
-        radius = math.ceil(3 * sigma)
-        offsets = torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype)
-        kernel = (-0.5 * (offsets / sigma) ** 2).exp()
-        shape, pads = [1, 1, 1, 1, 1], [0] * 6
-        shape[2 + axis] = 2 * radius + 1
-        pads[2 * (2 - axis)] = pads[2 * (2 - axis) + 1] = radius
-        weight = (kernel / kernel.sum()).view(shape).expand(x.shape[1], *shape[1:])
-        x = F.conv3d(F.pad(x, pads, mode="replicate"), weight, groups=x.shape[1])
-    return x
 
 
 def rescale(image: Tensor, lower: float = 0.5, upper: float = 99.5) -> Tensor:

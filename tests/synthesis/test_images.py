@@ -3,7 +3,8 @@ import pytest
 import torch
 from scipy import ndimage
 
-from monai_attention.synthesis.images import ImageGenerator, gaussian_blur, look_up, rescale, smooth_field
+from monai_attention.synthesis.images import ImageGenerator, look_up, rescale
+from monai_attention.synthesis.randomness import Draw, gaussian_blur, smooth_field
 
 EFFECTS = ("rotation_deg", "scaling", "shear", "elastic_mm", "bias_std", "noise_std", "gamma_std", "max_spacing_mm")
 STILL = dict.fromkeys(EFFECTS, 0.0)
@@ -97,10 +98,8 @@ def test_slices_are_thick_along_one_axis_only():
 
 def test_the_deformation_does_not_fold():
     generator = ImageGenerator((40, 40, 40))
-    from monai_attention.synthesis.images import _Draw
-
     for seed in range(10):
-        draw = _Draw(_random(seed))
+        draw = Draw(_random(seed))
         places = generator._sampling_grid(1, generator._affine(draw), generator._elastic(draw), (0, 0, 0))
         grid = torch.stack(places, -1)
         steps = [grid.diff(dim=axis)[:39, :39, :39] for axis in range(3)]
