@@ -255,7 +255,9 @@ def _verb(
 
 
 def _add_inputs(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("inputs", nargs="+", metavar="IN", help="file, DICOM folder, zip, folder of cases, or CSV")
+    text = "file, DICOM folder, zip, folder of cases, or CSV; for a bundle of several channels a file a channel, with "
+    text += "commas between them, or files NAME_0000, NAME_0001, ... of a folder, or columns image_... of a CSV"
+    parser.add_argument("inputs", nargs="+", metavar="IN", help=text)
     add_read_options(parser)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from monai_attention.errors import Refusal
 from monai_attention.finetune.labelled import LabelledCase, group_in, listed
-from monai_attention.io.cases import SUFFIXES, files_below, kind_of, safe_name, strip_suffix
+from monai_attention.io.cases import CHANNEL, SUFFIXES, files_below, kind_of, safe_name, strip_suffix
 
 _PART = r"[-_]?(?P<split>tr|train|training|val|valid|validation|ts|test)?$"
 IMAGES = re.compile(rf"(images?|imgs?|scans?|volumes?){_PART}", re.IGNORECASE)
@@ -21,7 +21,6 @@ SPLIT_OF = {
 }
 LABEL_ENDING = re.compile(r"[-_.](seg|segmentation|label|labels|mask|masks|gt|dseg)$", re.IGNORECASE)
 IMAGE_ENDING = re.compile(r"[-_.](image|img|scan)$", re.IGNORECASE)
-CHANNEL = re.compile(r"_(\d{4})$")
 
 Pair = tuple[dict[int, Path], Path]
 """Images by channel number, and the label map."""

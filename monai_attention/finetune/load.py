@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,9 @@ import numpy as np
 from monai_attention.errors import Refusal
 from monai_attention.finetune.label_values import as_labels
 from monai_attention.finetune.labelled import LabelledCase
-from monai_attention.io.label_maps import onto, read_labels
-from monai_attention.io.read import DEFAULTS, read
+from monai_attention.io.channels import read_channels
+from monai_attention.io.label_maps import read_labels
+from monai_attention.io.read import DEFAULTS
 from monai_attention.io.volume import ReadOptions, Requirements, Volume
 
 
@@ -54,25 +55,11 @@ def load(
     """
     for path in case.images:
         _expect_two_files(path, case.label)
-    image = _image(case, channels, options)
+    several = Requirements(channels=channels, needs_orientation=False, spacing_mm=(0.0, math.inf))
+    image = read_channels(case.images, options, several if channels > 1 else None)
     found = read_labels(case.label, image, options)
     labels, counts = as_labels(found.values, image, path=case.label, allowed=classes)
     return LoadedCase(image.noting(*found.notes), labels, counts, dict(found.names))
-
-
-def _image(case: LabelledCase, channels: int, options: ReadOptions) -> Volume:
-    if len(case.images) == 1:
-        several = Requirements(channels=channels, needs_orientation=False, spacing_mm=(0.0, math.inf))
-        return read(case.images[0], options, several if channels > 1 else None)
-    first = read(case.images[0], options)
-    array = np.empty((len(case.images), *first.shape), np.float32)
-    array[0] = first.array[0]
-    notes = first.notes
-    for number, path in enumerate(case.images[1:], start=1):
-        other = onto(read(path, options), first)
-        array[number] = other.array[0]
-        notes += tuple(note for note in other.notes if note not in notes)
-    return replace(first, array=array, notes=notes)
 
 
 def _expect_two_files(image: Path, label: Path) -> None:

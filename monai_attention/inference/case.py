@@ -20,7 +20,7 @@ from monai_attention.cohort.verdict import judged
 from monai_attention.inference.predict import Prediction, predict
 from monai_attention.io import write
 from monai_attention.io.cases import Case
-from monai_attention.io.read import read
+from monai_attention.io.channels import read_channels
 from monai_attention.io.volume import Note, ReadOptions, Volume
 from monai_attention.report.manifest import describe_grid
 from monai_attention.report.preview import preview, write_preview
@@ -107,7 +107,7 @@ def _segment_case(
 ) -> dict[str, Any]:
     bundle, options = settings.bundle, settings.options
     with phases.phase("read"):
-        volume = read(case.path, options, bundle.requirements, scratch=scratch)
+        volume = read_channels(case.paths, options, bundle.requirements, scratch=scratch)
     prediction = predict_in_turn(case.id, volume, settings, phases, progress=progress)
     with phases.phase("write"):
         return _write_case(case, folder, settings, volume, prediction)

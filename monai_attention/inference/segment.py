@@ -92,10 +92,11 @@ def segment(
     if unknown := set(formats) - set(FORMATS):
         raise ValueError(f"formats must be some of {FORMATS}; got {sorted(unknown)}")
     given = [inputs] if isinstance(inputs, str | Path) else inputs
-    cases = {case.id: case for case in find_cases(given) if not case.path.is_relative_to(output)}
+    info = bundles.info(bundle)
+    found = find_cases(given, channels=info.requirements.channels)
+    cases = {case.id: case for case in found if not case.path.is_relative_to(output)}
     mine = [cases[case_id] for case_id in ledger.part(cases, *part)]
     check_writable(output)
-    info = bundles.info(bundle)
     parameters = {
         "program": __version__,
         "bundle": bundles.identity(bundle),
@@ -146,7 +147,7 @@ def _settings(
 def _fingerprint(case: Case, parameters: Mapping[str, Any]) -> str:
     """See `ledger.fingerprint`; an input that vanished has one too, its reading gives the verdict."""
     try:
-        return ledger.fingerprint([case.path], parameters)
+        return ledger.fingerprint(case.paths, parameters)
     except FileNotFoundError:
         return ledger.fingerprint([], {**parameters, "missing": str(case.path)})
 

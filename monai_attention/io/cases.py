@@ -3,6 +3,9 @@
 A file is a case. So is every volume file or zip below a folder. DICOM below a folder is one case if some of it lies
 directly in that folder, or if it is all of one study and no volume file is there; otherwise each of its subfolders is
 asked the same. A CSV names one case a row.
+
+For bundles of several channels a case may be several files, one a channel: below a folder those that end with `_0000`,
+`_0001`, ... (nnU-Net's names); in a CSV the columns `image_...`, in their order; typed, with commas between them.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from monai_attention.errors import Refusal
@@ -34,6 +37,9 @@ SUFFIXES = {
 
 FORMATS = "NIfTI (.nii, .nii.gz), NRRD (.nrrd, .nhdr), MetaImage (.mha, .mhd), DICOM, a .zip of one, or a .csv of paths"
 
+CHANNEL = re.compile(r"_(\d{4})$")
+"""How the name of a channel's file ends."""
+
 MAX_ID_BYTES = 120
 
 
@@ -43,13 +49,20 @@ class Case:
 
     Args:
         id: name for its results, unique among the cases, safe as a folder name.
-        path: the file or DICOM folder, absolute.
+        path: the file or DICOM folder, absolute; of several channels the first one's.
         kind: `nifti`, `itk`, `dicom` or `zip`.
+        more: the files of the other channels, in order.
     """
 
     id: str
     path: Path
     kind: str
+    more: tuple[Path, ...] = ()
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All of its files."""
+        return (self.path, *self.more)
 
 
 @dataclass(frozen=True)
@@ -59,18 +72,22 @@ class _Found:
     root: Path
     """The given folder, or the one that the given file or table lies in."""
     id: str | None = None
+    more: tuple[Path, ...] = ()
 
 
-def find_cases(inputs: Sequence[str | Path]) -> list[Case]:
+def find_cases(inputs: Sequence[str | Path], *, channels: int = 1) -> list[Case]:
     """List the cases in files, folders and CSV tables.
 
-    A CSV has a column `path` (or `image`), relative to the CSV, and may have a column `id`. Other ids are the path
-    below the given folder (for a file: its name), without the suffix. If two were equal, all are the path below the
-    deepest folder that holds all inputs: `a/t1.nii.gz` and `b/t1.nii.gz` become `a__t1` and `b__t1`.
+    A CSV has a column `path` (or `image`, or one `image_...` a channel), relative to the CSV, and may have a column
+    `id`. Other ids are the path below the given folder (for a file: its name), without the suffix. If two were equal,
+    all are the path below the deepest folder that holds all inputs: `a/t1.nii.gz` and `b/t1.nii.gz` become `a__t1` and
+    `b__t1`.
     Hidden files and folders are skipped; links are followed, never in circles.
 
     Args:
         inputs: what was typed.
+        channels: of the bundle; if more than one, files below a folder that end with numbers are channels. Whether a
+            case has as many as it should, its reading tells.
 
     Returns:
         The cases in the order of the inputs, and by path within a folder.
@@ -83,17 +100,48 @@ def find_cases(inputs: Sequence[str | Path]) -> list[Case]:
     for given in inputs:
         path = Path(os.path.abspath(given))  # noqa: PTH100 - normalises `..` without following links
         if _is_folder(path):
-            found += _in_folder(path)
+            below = _in_folder(path)
+            found += _joined(below) if channels > 1 else below
+        elif not os.path.lexists(path) and "," in str(given):
+            found.append(_typed(str(given)))
         elif not os.path.lexists(path):
-            raise Refusal("E-NOT-FOUND", "there is no such file or folder", path=path, remedy="check the path")
+            raise _missing(path)
         elif path.suffix.lower() == ".csv":
             found += _in_table(path)
         else:
-            kind = kind_of(path)
-            if kind is None:
-                raise Refusal("E-FORMAT", f"expected {FORMATS}", path=path, remedy="convert the image to .nii.gz")
-            found.append(_Found(path, kind, path.parent))
+            found.append(_Found(path, _known_kind(path), path.parent))
     return _named(found)
+
+
+def _missing(path: Path) -> Refusal:
+    return Refusal("E-NOT-FOUND", "there is no such file or folder", path=path, remedy="check the path")
+
+
+def _known_kind(path: Path) -> str:
+    kind = kind_of(path)
+    if kind is None:
+        raise Refusal("E-FORMAT", f"expected {FORMATS}", path=path, remedy="convert the image to .nii.gz")
+    return kind
+
+
+def _typed(given: str) -> _Found:
+    """The channels of a case, with commas between them."""
+    paths = [Path(os.path.abspath(part)) for part in given.split(",")]  # noqa: PTH100 - as above
+    for path in paths:
+        if not os.path.lexists(path):
+            raise _missing(path)
+    kinds = [_known_kind(path) for path in paths]
+    return _Found(paths[0], kinds[0], paths[0].parent, more=tuple(paths[1:]))
+
+
+def _joined(found: Sequence[_Found]) -> list[_Found]:
+    """Files that differ in nothing but the number of their channel become one."""
+    channels: dict[Path, list[_Found]] = {}
+    for one in found:
+        name = strip_suffix(one.path)
+        stem = name.with_name(CHANNEL.sub("", name.name)) if one.kind != "dicom" else one.path
+        channels.setdefault(stem if stem != name else one.path, []).append(one)
+    return [replace(files[0], more=tuple(one.path for one in files[1:]), id=None) for files in channels.values()]
 
 
 def kind_of(path: Path) -> str | None:
@@ -199,18 +247,19 @@ def _split(folder: Path, studies: dict[Path, str], volumes: Sequence[Path]) -> l
 
 def _in_table(table: Path) -> list[_Found]:
     found: list[_Found] = []
-    remedy = "write a column `path` (or `image`) and, if you like, a column `id`; UTF-8, separated by commas"
+    remedy = "write a column `path` (or `image`, or `image_T1`, `image_T2`, ...); a column `id` if you like; as UTF-8"
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
             for row in csv.DictReader(file):
-                given = (row.get("path") or row.get("image") or "").strip()
-                if not given:
+                several = [name for name in row if name and name.startswith("image_")]
+                given = [(row[name] or "").strip() for name in several]
+                given = given or [(row.get("path") or row.get("image") or "").strip()]
+                if not all(given):
                     raise Refusal("E-CSV", f"row {len(found) + 1} names no path", path=table, remedy=remedy)
-                path = Path(os.path.abspath(table.parent / given))  # noqa: PTH100
+                first, *more = (Path(os.path.abspath(table.parent / one)) for one in given)  # noqa: PTH100
                 # A missing or odd file is the verdict of its own case, not of the table.
-                found.append(
-                    _Found(path, kind_of(path) or "dicom", table.parent, (row.get("id") or "").strip() or None)
-                )
+                name = (row.get("id") or "").strip() or None
+                found.append(_Found(first, kind_of(first) or "dicom", table.parent, name, tuple(more)))
     except (csv.Error, UnicodeDecodeError) as error:
         raise Refusal("E-CSV", f"the table cannot be parsed: {error}", path=table, remedy=remedy) from error
     except OSError as error:
@@ -237,11 +286,12 @@ def _named(found: Sequence[_Found]) -> list[Case]:
                 remedy="rename one, give it once, or give a CSV with a column `id`",
             )
         taken[name.casefold()] = one.path
-    return [Case(name, one.path, one.kind) for one, name in zip(found, names, strict=True)]
+    return [Case(name, one.path, one.kind, one.more) for one, name in zip(found, names, strict=True)]
 
 
 def _name(found: _Found, base: Path) -> str:
     below = os.path.relpath(strip_suffix(found.path), base)
+    below = CHANNEL.sub("", below) if found.more else below
     return safe_name(found.id or (base.name if below == "." else below))
 
 

@@ -12,8 +12,9 @@ from monai_attention.columns import in_columns
 from monai_attention.errors import Refusal
 from monai_attention.io import geometry
 from monai_attention.io.cases import Case, find_cases
+from monai_attention.io.channels import read_channel_headers, read_channels
 from monai_attention.io.content import Header
-from monai_attention.io.read import DEFAULTS, read, read_header
+from monai_attention.io.read import DEFAULTS
 from monai_attention.io.volume import Note, ReadOptions, Requirements, Volume
 
 logger = logging.getLogger(__name__)
@@ -73,7 +74,8 @@ def check(
     Raises:
         Refusal: the inputs themselves make no list of cases (see `find_cases`).
     """
-    return [_judge(case, requirements, options, headers_only) for case in find_cases(inputs)]
+    found = find_cases(inputs, channels=requirements.channels if requirements else 1)
+    return [_judge(case, requirements, options, headers_only) for case in found]
 
 
 def format_table(verdicts: Sequence[Verdict]) -> str:
@@ -97,7 +99,7 @@ def format_table(verdicts: Sequence[Verdict]) -> str:
 
 def _judge(case: Case, requirements: Requirements | None, options: ReadOptions, headers_only: bool) -> Verdict:
     try:
-        seen = (read_header if headers_only else read)(case.path, options, requirements)
+        seen = (read_channel_headers if headers_only else read_channels)(case.paths, options, requirements)
         return _passed(case, seen)
     except Refusal as error:
         path = error.path or case.path
