@@ -128,10 +128,13 @@ def _digest(labels: np.ndarray) -> list[int]:
 
 
 def segment_by_us(image: str) -> tuple[float, dict[str, Any]]:
-    """The packaged bundle by `monai-attention segment`, report and pictures included."""
+    """The packaged bundle by what `monai-attention segment` does, report and pictures included."""
     import nibabel
 
     from monai_attention import segment
+    from monai_attention.cohort.pages import keep_pages
+
+    keep_pages()
 
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
