@@ -91,8 +91,19 @@ def run_by_monai(bundle, data, output):
     )
 
 
+def in_channels(head, channels, folder):
+    """A head in a folder of its own, with as many channels as a bundle wants."""
+    folder.mkdir()
+    image = nibabel.load(head)
+    shades = [image.get_fdata(dtype=np.float32) ** (1 + 0.2 * k) for k in range(channels)]
+    data = np.stack(shades, axis=-1) if channels > 1 else shades[0]
+    nibabel.save(nibabel.Nifti1Image(data, image.affine), folder / "head.nii.gz")
+    return folder / "head.nii.gz"
+
+
 def test_monai_runs_it_and_finds_what_we_find(segmenting, head, tmp_path):
     """Plain `monai.bundle run` reads, inverts and saves in its own way; the labels agree with ours."""
+    head = in_channels(head, bundles.info(segmenting).requirements.channels, tmp_path / "scans")
     run_by_monai(segmenting, head.parent, tmp_path / "monai")
     theirs = nibabel.load(next((tmp_path / "monai").rglob("*.nii.gz")))
     (result,) = segment(head, tmp_path / "ours", bundle=segmenting)
