@@ -48,6 +48,7 @@ class CaseStatistics:
         ml: the same in mL.
         box: first labelled voxel and one past the last, along each axis; None where nothing is labelled.
         digest: of the image's voxels: equal for equal images.
+        labels_digest: the same of the labels.
     """
 
     shape: tuple[int, ...]
@@ -59,6 +60,7 @@ class CaseStatistics:
     ml: dict[int, float]
     box: tuple[tuple[int, int], ...] | None
     digest: str
+    labels_digest: str
 
     def to_json(self) -> dict[str, Any]:
         """The intensities and the box, as plain numbers, lists and dictionaries."""
@@ -89,6 +91,7 @@ def measure(image: Volume, labels: np.ndarray, counts: np.ndarray) -> CaseStatis
         ml={value: round(int(counts[value]) * ml_per_voxel, 4) for value in present},
         box=bounding_box(labelled) if present else None,
         digest=_digest(image.array),
+        labels_digest=_digest(labels[None]),
     )
 
 

@@ -10,6 +10,7 @@ from monai_attention.finetune import preflight as module
 from monai_attention.finetune.dataset import find_labelled
 from monai_attention.finetune.preflight import format_classes, preflight
 from monai_attention.finetune.together import absent
+from monai_attention.io import channels
 from monai_attention.io.dicom_seg import Segment, write_segmentation
 from monai_attention.io.read import read
 from tests.finetune import make_dataset as make
@@ -222,8 +223,8 @@ def test_channels_are_read_from_one_file_or_several_and_must_share_a_grid(tmp_pa
 
 def test_every_file_is_read_once(tmp_path, monkeypatch):
     seen = []
-    read, read_labels = load.read, load.read_labels
-    monkeypatch.setattr(load, "read", lambda path, *rest: seen.append(path) or read(path, *rest))
+    read_image, read_labels = channels.read, load.read_labels
+    monkeypatch.setattr(channels, "read", lambda path, *a, **k: seen.append(path) or read_image(path, *a, **k))
     monkeypatch.setattr(load, "read_labels", lambda path, *rest: seen.append(path) or read_labels(path, *rest))
     found = checked(make.folders(tmp_path), pictures=True)
     assert sorted(seen) == sorted(path for one in found.cases for path in (*one.case.images, one.case.label))

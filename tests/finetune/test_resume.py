@@ -119,9 +119,13 @@ def test_what_is_judged_is_what_was_held_out(data, source, tmp_path):
     folder, copy = tmp_path / "new", tmp_path / "data"
     shutil.copytree(data, copy)
     finetune(copy, folder, source=source, seconds=1, device="cpu", plan_only=True)
-    image, labels = volume(9)
+    image, _ = volume(9)
+    kept = (copy / "images/case3.nii.gz").read_bytes()
     put(copy / "images/case3.nii.gz", image, np.diag([2.0, 2.0, 2.0, 1.0]))
-    put(copy / "labels/case3.nii.gz", labels, np.diag([2.0, 2.0, 2.0, 1.0]))
+    assert refusal(finetune, copy, folder, resume=True, device="cpu").code == "E-DATA-CHANGED"
+    (copy / "images/case3.nii.gz").write_bytes(kept)
+    moved = np.roll(nibabel.load(copy / "labels/case3.nii.gz").get_fdata().astype(np.uint8), 1, axis=0)
+    put(copy / "labels/case3.nii.gz", moved, np.diag([2.0, 2.0, 2.0, 1.0]))
     assert refusal(finetune, copy, folder, resume=True, device="cpu").code == "E-DATA-CHANGED"
 
 
