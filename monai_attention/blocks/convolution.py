@@ -23,8 +23,8 @@ def channels_last(module: nn.Module) -> None:
         for name, layer in list(child.named_children()):
             if isinstance(layer, (nn.InstanceNorm2d, nn.InstanceNorm3d)) and not layer.track_running_stats:
                 setattr(child, name, InstanceNorm(layer))
-            elif isinstance(layer, (nn.Conv2d, nn.Conv3d)) and _is_pointwise(layer):
-                setattr(child, name, Pointwise(layer))
+            elif type(layer) in _POINTWISE and _is_pointwise(layer):  # type: ignore[arg-type]
+                setattr(child, name, _pointwise(layer))  # type: ignore[arg-type]
     for parameter in module.parameters():
         if layout := _LAYOUTS.get(parameter.ndim):
             parameter.data = parameter.data.contiguous(memory_format=layout)
@@ -36,28 +36,38 @@ _DEFAULT_CHUNK_NUMBERS = 1 << 27
 """Numbers that are summed at a time: on the CPU what fits the cache, and few enough for float32."""
 
 
+class _Pointwise:
+    """Convolution of one voxel: with channels last a product of matrices, of which torch's CPU kernels make copies."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, *S) -> (B, C_out, *S), each voxel by itself."""
+        return F.linear(x.movedim(1, -1), self.weight.flatten(1), self.bias).movedim(-1, 1)
+
+
+class Pointwise2d(_Pointwise, nn.Conv2d):
+    """See `_Pointwise`."""
+
+
+class Pointwise3d(_Pointwise, nn.Conv3d):
+    """See `_Pointwise`."""
+
+
+_POINTWISE = {nn.Conv2d: Pointwise2d, nn.Conv3d: Pointwise3d}
+
+
 def _is_pointwise(layer: nn.Conv2d | nn.Conv3d) -> bool:
     alone = {*layer.kernel_size, *layer.stride, layer.groups} == {1}
     return alone and layer.padding not in ("same", "valid") and not any(layer.padding)
 
 
-class Pointwise(nn.Module):
-    """Convolution of one voxel: with channels last a product of matrices, of which torch's CPU kernels make copies.
-
-    Args:
-        original: whose parameters it takes over.
-
-    Shape: (B, C_in, *S) -> (B, C_out, *S).
-    """
-
-    def __init__(self, original: nn.Conv2d | nn.Conv3d) -> None:
-        super().__init__()
-        self.weight = original.weight
-        self.bias = original.bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Each voxel by itself."""
-        return F.linear(x.movedim(1, -1), self.weight.flatten(1), self.bias).movedim(-1, 1)
+def _pointwise(layer: nn.Conv2d | nn.Conv3d) -> nn.Module:
+    """The same layer with its own parameters."""
+    new = _POINTWISE[type(layer)](layer.in_channels, layer.out_channels, 1, bias=layer.bias is not None, device="meta")
+    new.weight, new.bias = layer.weight, layer.bias
+    return new.train(layer.training)
 
 
 class InstanceNorm(nn.Module):

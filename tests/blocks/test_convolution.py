@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from monai_attention.blocks.convolution import Pointwise, channels_last
+from monai_attention.blocks.convolution import Pointwise3d, channels_last
 
 
 def small(dims, affine):
@@ -50,7 +50,7 @@ def test_only_plain_convolutions_of_one_voxel_become_products(unlike):
     x = torch.randn(2, 4, 5, 5, 5)
     expected = network(x)
     channels_last(network)
-    assert [isinstance(layer, Pointwise) for layer in network] == [True, False]
+    assert [isinstance(layer, Pointwise3d) for layer in network] == [True, False]
     torch.testing.assert_close(network(x), expected)
 
 
