@@ -26,7 +26,7 @@ def add_verbs(add: AddVerb) -> None:
     one.add_argument("-o", "--output", required=True, metavar="BUNDLE", help="folder of the new bundle")
     text = "to begin with, or `none` for random weights (default: %(default)s)"
     one.add_argument("--from", dest="source", default=DEFAULT_BUNDLE, metavar="BUNDLE", help=text)
-    text = "train all weights, adapters of the attention, or the last layer (default: full)"
+    text = "train all weights, low-rank adapters beside them, or the last layer (default: full)"
     one.add_argument("--method", choices=("full", "lora", "head"), default="full", help=text)
     text = (
         "cross-validate: hold out each of N parts of the people in turn, then train on all (default: hold out one of 5)"

@@ -2,11 +2,12 @@
 
 Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022, arXiv:2106.09685.
 
-Differences from the paper's code, and why this is not `peft`: the product is added to the weight, not to the layer's
-output (torch's parametrisation). There are far more tokens in a volume than a layer has channels, so this costs next to
-no time and no activations, works for convolutions and for code that reads `layer.weight`, and what is merged gives the
-same numbers to the last bit. The weight is the layer's whole, so queries, keys and values that are projected together
-share the narrow matrix, as they do in `peft`.
+Differences from the paper's code, and why this is not `peft`: all linear layers and convolutions are adapted, not only
+projections of attention, which in a UNETR make coarse features only (`benchmarks/README.md`). The product is added to
+the weight, not to the layer's output (torch's parametrisation). There are far more tokens in a volume than a layer has
+channels, so this costs next to no time and no activations, works for convolutions and for code that reads
+`layer.weight`, and what is merged gives the same numbers to the last bit. The weight is the layer's whole, so queries,
+keys and values that are projected together share the narrow matrix, as they do in `peft`.
 """
 
 from __future__ import annotations
@@ -22,11 +23,6 @@ from torch.nn.utils import parametrize
 from monai_attention.checkpoints import mismatch
 from monai_attention.errors import Refusal
 from monai_attention.finetune.rates import train_only
-
-ATTENTION = r"\b(attn|mix)\.(qkv|kv|proj|out_proj)$"
-"""Projections of attention, in our networks (MBANet has none) and MONAI's."""
-
-ATTENTION_AND_MLP = rf"{ATTENTION}|\bmlp\.(fc|linear)[12]$"
 
 _ADAPTER = "parametrizations.weight.0"
 
@@ -57,14 +53,18 @@ class LowRank(nn.Module):
             return weight + (self.scale * (self.up @ self.down)).view(weight.shape)
 
 
-def adaptable(network: nn.Module, targets: str = ATTENTION) -> dict[str, nn.Module]:
-    """The linear layers and convolutions, by name, whose names have something that looks like `targets` in them."""
+def adaptable(network: nn.Module, targets: str = "", train: Collection[str] = ()) -> dict[str, nn.Module]:
+    """Linear layers and convolutions of a network, by name; see `add_lora`."""
     kinds = (nn.Linear, nn.modules.conv._ConvNd)
-    return {n: m for n, m in network.named_modules() if isinstance(m, kinds) and re.search(targets, n)}
+    return {
+        name: layer
+        for name, layer in network.named_modules()
+        if name and isinstance(layer, kinds) and re.search(targets, name) and f"{name}.weight" not in train
+    }
 
 
 def add_lora(
-    network: nn.Module, *, rank: int = 8, alpha: float = 16.0, targets: str = ATTENTION, train: Collection[str] = ()
+    network: nn.Module, *, rank: int = 4, alpha: float = 16.0, targets: str = "", train: Collection[str] = ()
 ) -> list[str]:
     """Give layers adapters, and freeze everything else.
 
@@ -72,7 +72,8 @@ def add_lora(
         network: changed in place. Its output stays the same, to the last bit.
         rank: of the adapters, at least 1.
         alpha: the product is scaled by alpha / rank.
-        targets: regular expression that the names of layers (linear ones and convolutions) are searched for.
+        targets: regular expression that the names of layers (linear ones and convolutions) are searched for; all are
+            adapted, but those whose weight is in `train`, if it is left out.
         train: parameters to be trained as they are, for example heads and input layers; see
             `monai_attention.finetune.ends.Ends`.
 
@@ -82,7 +83,7 @@ def add_lora(
     Raises:
         ValueError: no layer has such a name, a parameter in `train` is not there, or there are adapters already.
     """
-    layers = adaptable(network, targets)
+    layers = adaptable(network, targets, train)
     if rank < 1:
         raise ValueError(f"rank must be at least 1; got {rank}")
     if not layers:

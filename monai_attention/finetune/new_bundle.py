@@ -111,8 +111,8 @@ def make_bundle(
     for name in ("models", "configs", "docs"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     network, trained, lines = _first_weights(config, loaded, names, channels, fresh=wishes.method == "scratch")
-    if wishes.method == "lora" and not adaptable(network):
-        message = f"{type(network).__name__} has no projections of attention that low-rank adapters could be put beside"
+    if wishes.method == "lora" and not adaptable(network, train=trained):
+        message = f"{type(network).__name__} has no layer below its head that low-rank adapters could be put beside"
         raise Refusal("E-METHOD", message, path=origin, remedy="train all of it, --method full, or --method head")
     with replacing(folder / INITIAL) as temporary:
         torch.save(network.state_dict(), temporary)

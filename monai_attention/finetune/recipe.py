@@ -9,9 +9,6 @@ from typing import Any
 from monai_attention.bundle_config import Config
 from monai_attention.finetune.plan import Plan
 
-RANK = 8
-"""Of LoRA's adapters."""
-
 
 def inference_config(source: Config, *, channels: int, classes: int) -> dict[str, Any]:
     """`inference.json`: the source's for other channels and classes.
@@ -52,7 +49,7 @@ def train_config(
     adapted = {
         "full": "@loaded",
         "head": "$train_only(@loaded, @trained) or @loaded",
-        "lora": f"$add_lora(@loaded, rank={RANK}, train=@trained) and @loaded",
+        "lora": "$add_lora(@loaded, train=@trained) and @loaded",
         "scratch": "@loaded",
     }
     rate = "@learning_rate * @lr_schedule.lr_lambdas[0](@lr_schedule.last_epoch)"

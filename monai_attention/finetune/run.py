@@ -87,7 +87,7 @@ def finetune(
         output: folder of the new bundle; must be empty, or of a run that ended before its plan, but with `resume`.
         source: packaged name, folder or zip of the bundle to begin with; None: from scratch, with the architecture of
             `DEFAULT_BUNDLE` and preprocessing planned by the cohort.
-        method: `full` trains all weights, `lora` adapters of the attention, `head` the last layer; `scratch` takes the
+        method: `full` trains all weights, `lora` low-rank adapters of them, `head` the last layer; `scratch` takes the
             source's architecture and preprocessing, but no weights.
         epochs: of each training; None: by `seconds`, or a rule, see `plan`.
         seconds: that all trainings together may take.
