@@ -11,8 +11,9 @@ The rules:
 - **Epoch**: 50 steps on the CPU, 100 on a GPU; validation every fifth of the training, and at least every 10 epochs.
 - **Length**: as told (`epochs` or `seconds`, by the time that steps were measured to take); else 40 epochs, 20 for the
   head alone, and 200 from scratch.
-- **Rates**: 1e-2 for the head, whose new rows begin small beside those that came over; below it 1e-3, falling by a
-  quarter from layer to layer towards the input; 3e-3 for adapters, which begin at nothing; from scratch 1e-3 for all. A
+- **Rates**: 1e-2 for the head, whose new rows begin small beside those that came over; below it 1e-3; 3e-3 for
+  adapters, which begin at nothing; from scratch 1e-3 for all. With `rate_decay` below 1 in `train.json` they fall from
+  layer to layer towards the input; at 0.75 fewer structures were learned in as many steps (`benchmarks/README.md`). A
   cosine after a warm-up of one epoch at most. What is kept is an average of the weights over the last tenth of the
   steps, but 100 at most.
 - **Mirroring** left and right only where the names say that no class has a side, and the preprocessing orients images.
@@ -36,7 +37,6 @@ from monai_attention.finetune.processes import count, crops_each
 
 METHODS = ("full", "lora", "head", "scratch")
 RATES = {"full": 1e-3, "lora": 3e-3, "head": 1e-2, "scratch": 1e-3}
-DECAYS = {"full": 0.75, "lora": 1.0, "head": 0.75, "scratch": 1.0}
 EPOCHS = {"full": 40, "lora": 40, "head": 20, "scratch": 200}
 SHARE = 1 / 3
 """Of the free memory, that a batch may save for the backward pass."""
@@ -139,7 +139,7 @@ def planned(
         epochs,
         max(1, min(10, math.ceil(epochs / 5))),
         RATES[method],
-        DECAYS[method],
+        rate_decay=1.0,
         mirror=oriented and not any(map(may_have_side, classes)),
         network=dict(network),
     )
@@ -147,7 +147,7 @@ def planned(
 
 def as_long(plan: Plan, method: str) -> Plan:
     """The same plan for another method: as many steps of as many crops."""
-    return replace(plan, method=method, learning_rate=RATES[method], rate_decay=DECAYS[method])
+    return replace(plan, method=method, learning_rate=RATES[method])
 
 
 def may_have_side(name: str) -> bool:

@@ -40,7 +40,7 @@ def parameter_groups(
     network: nn.Module,
     rate: float,
     *,
-    decay: float = 0.75,
+    decay: float = 1.0,
     own: Mapping[str, float] | None = None,
     weight_decay: float = 0.01,
 ) -> list[dict[str, Any]]:
