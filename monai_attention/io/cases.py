@@ -101,7 +101,7 @@ def find_cases(inputs: Sequence[str | Path], *, channels: int = 1) -> list[Case]
         path = Path(os.path.abspath(given))  # noqa: PTH100 - normalises `..` without following links
         if _is_folder(path):
             below = _in_folder(path)
-            found += _joined(below) if channels > 1 else below
+            found += _joined(below, channels)
         elif not os.path.lexists(path) and "," in str(given):
             found.append(_typed(str(given)))
         elif not os.path.lexists(path):
@@ -126,7 +126,11 @@ def _known_kind(path: Path) -> str:
 
 def _typed(given: str) -> _Found:
     """The channels of a case, with commas between them."""
-    paths = [Path(os.path.abspath(part)) for part in given.split(",")]  # noqa: PTH100 - as above
+    parts = [part.strip() for part in given.split(",")]
+    if not all(parts):
+        remedy = "write the files of a case with a comma, and no blank, between each and the next"
+        raise Refusal("E-NOT-FOUND", f"there is nothing beside a comma of {given!r}", remedy=remedy)
+    paths = [Path(os.path.abspath(Path(part).expanduser())) for part in parts]  # noqa: PTH100 - as above
     for path in paths:
         if not os.path.lexists(path):
             raise _missing(path)
@@ -134,14 +138,21 @@ def _typed(given: str) -> _Found:
     return _Found(paths[0], kinds[0], paths[0].parent, more=tuple(paths[1:]))
 
 
-def _joined(found: Sequence[_Found]) -> list[_Found]:
-    """Files that differ in nothing but the number of their channel become one."""
-    channels: dict[Path, list[_Found]] = {}
+def _joined(found: Sequence[_Found], channels: int) -> list[_Found]:
+    """Files that differ in nothing but the number of their channel become one, if these are 0, 1, ... without a gap."""
+    numbered: dict[Path, list[tuple[int, _Found]]] = {}
     for one in found:
         name = strip_suffix(one.path)
-        stem = name.with_name(CHANNEL.sub("", name.name)) if one.kind != "dicom" else one.path
-        channels.setdefault(stem if stem != name else one.path, []).append(one)
-    return [replace(files[0], more=tuple(one.path for one in files[1:]), id=None) for files in channels.values()]
+        if one.kind != "dicom" and (match := CHANNEL.search(name.name)):
+            numbered.setdefault(name.with_name(name.name[: match.start()]), []).append((int(match[1]), one))
+    joined: dict[Path, _Found | None] = {}
+    for files in numbered.values():
+        numbers = [number for number, _ in files]
+        if 1 < len(files) <= channels and numbers == list(range(len(files))):
+            paths = [one.path for _, one in files]
+            joined |= dict.fromkeys(paths[1:]) | {paths[0]: replace(files[0][1], more=tuple(paths[1:]))}
+    kept = (joined.get(one.path, one) for one in found)
+    return [one for one in kept if one is not None]
 
 
 def kind_of(path: Path) -> str | None:
@@ -252,8 +263,8 @@ def _in_table(table: Path) -> list[_Found]:
         with table.open(newline="", encoding="utf-8-sig") as file:
             for row in csv.DictReader(file):
                 several = [name for name in row if name and name.startswith("image_")]
-                given = [(row[name] or "").strip() for name in several]
-                given = given or [(row.get("path") or row.get("image") or "").strip()]
+                columns = [name for name in ("path", "image") if name in row][:1] or several
+                given = [(row[name] or "").strip() for name in columns] or [""]
                 if not all(given):
                     raise Refusal("E-CSV", f"row {len(found) + 1} names no path", path=table, remedy=remedy)
                 first, *more = (Path(os.path.abspath(table.parent / one)) for one in given)  # noqa: PTH100

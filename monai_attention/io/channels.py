@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 
 from monai_attention.errors import Refusal
 from monai_attention.io.content import Header
+from monai_attention.io.payload import expect_memory
 from monai_attention.io.read import DEFAULTS, read, read_header
 from monai_attention.io.volume import ReadOptions, Requirements, Volume
 
@@ -33,7 +35,8 @@ def read_channels(
         The volume; what is not of all channels (`source`, `series_uid`, `slice_files`) is the first one's.
 
     Raises:
-        Refusal: E-CHANNELS, another number of files; E-GRID, they do not lie on one grid; those of `read`.
+        Refusal: E-CHANNELS, another number of files; E-GRID, they do not lie on one grid; E-SIZE, all of them together
+            are too large; those of `read`.
     """
     first_path, *others = paths
     each = _of_each(paths, requirements)
@@ -42,6 +45,7 @@ def read_channels(
         return first
     from monai_attention.io.label_maps import onto
 
+    expect_memory(first_path, 4 * len(paths) * math.prod(first.shape), options.max_memory)
     array = np.empty((len(paths), *first.shape), np.float32)
     array[0] = first.array[0]
     notes = list(first.notes)
@@ -62,6 +66,7 @@ def read_channel_headers(
         return first
     from monai_attention.io.label_maps import onto
 
+    expect_memory(paths[0], 4 * len(paths) * math.prod(first.shape), options.max_memory)
     notes = list(first.notes)
     for other in others:
         onto(_without_voxels(other), _without_voxels(first))
@@ -71,18 +76,17 @@ def read_channel_headers(
 
 def _of_each(paths: Sequence[Path], requirements: Requirements | None) -> Requirements | None:
     """What is required of each file."""
-    expected = requirements.channels if requirements else 1
-    if len(paths) == 1:
+    if len(paths) == 1 or requirements is None:
         return requirements
-    if len(paths) != expected:
+    if len(paths) != requirements.channels:
         names = ", ".join(path.name for path in paths)
         raise Refusal(
             "E-CHANNELS",
-            f"expected {expected} image channel(s), got {len(paths)} files: {names}",
+            f"expected {requirements.channels} image channel(s), got {len(paths)} files: {names}",
             path=paths[0],
             remedy="give a file for each channel of the bundle, in its order, or one that holds them all",
         )
-    return replace(requirements, channels=1) if requirements else None
+    return replace(requirements, channels=1)
 
 
 def _without_voxels(header: Header) -> Volume:

@@ -88,7 +88,8 @@ def examine_geometry(header: Header, requirements: Requirements | None = None) -
             "E-CHANNELS",
             f"expected {requirements.channels} image channel(s), got {header.channels}",
             path=path,
-            remedy="choose a bundle for this number of channels, or join the channels along the fourth axis of a NIfTI",
+            remedy="choose a bundle for this number of channels, or give the files of a case with commas between them "
+            "(other ways: --help)",
         )
     extent = spacing * header.shape
     if extent.min() < requirements.min_extent_mm:

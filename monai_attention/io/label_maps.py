@@ -70,7 +70,7 @@ def onto(volume: Volume, image: Volume) -> Volume:
     turned = np.moveaxis(nibabel.apply_orientation(np.moveaxis(volume.array, 0, -1), orientation), -1, 0)
     affine = volume.affine @ nibabel.orientations.inv_ornt_aff(orientation, volume.shape)
     turned_volume = replace(volume, array=turned, affine=affine)
-    remedy = f"resample it onto {image.source.name} (labels: nearest neighbour), or give the image it belongs to"
+    remedy = f"resample it onto {image.source.name} (labels: nearest neighbour), or give what belongs to it"
     if turned_volume.shape != image.shape:
         message = f"expected {_times(image.shape)} voxels as the image has, got {_times(turned_volume.shape)}"
         raise Refusal("E-GRID", message, path=volume.source, remedy=remedy)
