@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8  # of malloc.h
-_NEVER = 2**31 - 1
+_NEVER = -1  # the largest size there is
 
 
 def keep_pages() -> bool:

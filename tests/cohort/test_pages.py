@@ -34,6 +34,19 @@ def test_large_arrays_take_the_pages_of_earlier_ones():
     assert int(kept) < int(plain) / 10
 
 
+def test_however_much_is_freed_it_is_kept(monkeypatch):
+    """A threshold of 2 GB would be one."""
+    told = {}
+
+    class Library:
+        def mallopt(self, setting, value):
+            return told.setdefault(setting, value) is value
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Library())
+    assert pages.keep_pages()
+    assert told == {-1: -1, -4: 0, -8: 1}  # M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX
+
+
 def test_where_the_c_library_is_another_nothing_is_done(monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
     assert not pages.keep_pages()
