@@ -114,6 +114,10 @@ class LabelMapDataset(Dataset):
         return {"image": image, "label": self.target[drawn.long()][None]}
 
     def _soil(self, values: np.ndarray, seats: Sequence[int]) -> Soil:
+        if not self.generator.strip_labels or not (self.tissue >= 0).any():
+            raise ValueError(
+                "tumours need to know what is brain, `strip`, and what is white matter, `tissues`; got none"
+            )
         reach = [OEDEMA_REACH.get(int(tissue), 0.0) for tissue in self.tissue[self.intensity_class]]
         for outside in self.generator.strip_labels:
             reach[outside] = -1.0

@@ -120,3 +120,9 @@ def test_sequences_show_one_head_each_in_its_own_contrast(brain):
 def test_without_seats_nothing_grows(brain):
     dataset = four_sequences(brain, seats=(), classes={"white": [2]}, tissues=[[3], [2], [4]])
     assert set(dataset[0]["label"].unique().tolist()) == {0, 1}
+
+
+@pytest.mark.parametrize("without", [{"strip": ()}, {"tissues": ()}])
+def test_where_the_brain_is_must_be_said(brain, without):
+    with pytest.raises(ValueError, match="tumours need to know"):
+        four_sequences(brain, **without)
