@@ -35,8 +35,8 @@ def test_the_next_case_is_read_while_one_is_on_the_device(tmp_path, bundle, monk
         waited.append(both.wait(20 if max_memory is None else 0.5))
         return plain_predict(*args, **kwargs)
 
-    plain_read, plain_predict, waited = case_module.read, case_module.predict, []
-    monkeypatch.setattr(case_module, "read", read)
+    plain_read, plain_predict, waited = case_module.read_channels, case_module.predict, []
+    monkeypatch.setattr(case_module, "read_channels", read)
     monkeypatch.setattr(case_module, "predict", predict)
     options = ReadOptions(max_memory=max_memory)
     results = segment(tmp_path / "in", tmp_path / "out", bundle=bundle, options=options)
