@@ -11,9 +11,9 @@ _NEVER = -1  # the largest size there is
 def keep_pages() -> bool:
     """Let this process keep what it frees, instead of asking the system for every large array anew.
 
-    The system clears each page it gives, which costs networks on the CPU a quarter of their time; the peak of memory
-    becomes a tenth to a third higher. Only where the C library is glibc, and before there are threads. It is for the
-    whole process and cannot be undone, so only a command does it, not a library.
+    The system clears each page it gives, which takes a good part of a network's time on the CPU. The peak of memory
+    becomes higher. Only where the C library is glibc, and before there are threads. It is for the whole process and
+    cannot be undone, so only a command does it, not a library.
 
     Returns:
         Whether it could be done.

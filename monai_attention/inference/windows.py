@@ -203,8 +203,8 @@ def rows(size: Sequence[int], roi: Sequence[int], starts: Sequence[Sequence[int]
     xs, ys, _ = starts
     end = xs[-1] + advanced(roi[0], xs)  # the last windows leave no more at once than others, and the rest afterwards
     groups = [list(ys)] if whole else [[y] for y in ys]
-    across = [slice(group[0], y_end) for group, y_end in zip(groups, [*ys[1:], size[1]], strict=False)]
-    across[-1] = slice(groups[-1][0], size[1])
+    edges = [*(group[0] for group in groups), size[1]]
+    across = [slice(*both) for both in itertools.pairwise(edges)]
     found = [
         Row(x, group, (slice(x, x_end), part))
         for x, x_end in zip(xs, [*xs[1:], end], strict=True)

@@ -262,9 +262,9 @@ def _in_table(table: Path) -> list[_Found]:
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
             for row in csv.DictReader(file):
-                several = [name for name in row if name and name.startswith("image_")]
-                columns = [name for name in ("path", "image") if name in row][:1] or several
-                given = [(row[name] or "").strip() for name in columns] or [""]
+                given = [(row.get("path") or row.get("image") or "").strip()]
+                if not {"path", "image"} & row.keys():
+                    given = [(row[name] or "").strip() for name in row if name and name.startswith("image_")] or [""]
                 if not all(given):
                     raise Refusal("E-CSV", f"row {len(found) + 1} names no path", path=table, remedy=remedy)
                 first, *more = (Path(os.path.abspath(table.parent / one)) for one in given)  # noqa: PTH100

@@ -108,6 +108,8 @@ def test_a_table_names_cases(tmp_path):
     ]
     table.write_text("image\ndata/x.nii.gz\n")
     assert ids(table) == ["data__x"]
+    table.write_text("path,image\n,data/x.nii.gz\n")
+    assert ids(table) == ["data__x"]
 
 
 @pytest.mark.parametrize(
