@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 from monai_attention.finetune import processes
 
@@ -56,13 +56,7 @@ class PartialDiceCE(nn.Module):
         return torch.stack([w * one for w, one in zip(weights, losses, strict=True)]).sum() / sum(weights)
 
     def _one(self, logits: Tensor, labels: Tensor) -> Tensor:
-        numbers = _CHUNK_NUMBERS.get(logits.device.type, _DEFAULT_CHUNK_NUMBERS)
-        slabs = max(1, numbers // logits[:, :, 0].numel())
-        pieces = zip(logits.split(slabs, dim=2), labels.split(slabs, dim=2), strict=True)
-        made = [
-            checkpoint(_sums, *piece, self.ignored, use_reentrant=False, preserve_rng_state=False) for piece in pieces
-        ]
-        overlap, predicted, there, entropy = (torch.stack(parts).sum(dim=0) for parts in zip(*made, strict=True))
+        overlap, predicted, there, entropy = _Sums.apply(logits, labels, self.ignored)
         present = there > 0
         dice = 2 * overlap / (predicted + there).clamp(min=1)
         classes, voxels = processes.total(torch.stack([present.sum().float(), there.sum()])).clamp(min=1)
@@ -82,14 +76,55 @@ class PartialDiceCE(nn.Module):
             )
 
 
-def _sums(logits: Tensor, labels: Tensor, ignored: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of some voxels: overlap, predicted and true volume of each class, (B, C), and the cross-entropy of them all."""
-    exact = F.log_softmax(logits.float(), dim=1)  # and of the rest autocast lowers nothing
-    classes = torch.arange(logits.shape[1], device=labels.device).view(-1, *[1] * (labels.ndim - 2))
-    true, axes = labels == classes, tuple(range(2, logits.ndim))
-    probability = torch.where(labels != ignored, exact.exp(), 0)
-    overlap, entropy = torch.where(true, probability, 0).sum(dim=axes), -torch.where(true, exact, 0).sum()
-    return overlap, probability.sum(dim=axes), true.sum(dim=axes).float(), entropy
+class _Sums(torch.autograd.Function):
+    """Of some voxels: overlap, predicted and true volume of each class, (B, C), and the cross-entropy of them all.
+
+    Slab by slab in float32, and once more for the gradient. With p the probabilities, y the label, and o, v and e the
+    gradients of overlap, predicted volume and cross-entropy, that of the logit of class c is
+    p_c (v_c + e - sum_k v_k p_k - o_y p_y), and where c is y also o_y p_y - e.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, ignored: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        ctx.save_for_backward(logits, labels)
+        ctx.ignored = ignored
+        overlap, predicted, there = logits.new_zeros(3, *logits.shape[:2], dtype=torch.float32)
+        entropy = predicted.new_zeros(())
+        with torch.autocast(logits.device.type, enabled=False):
+            for _, piece, own, known in _slabs(logits, labels, ignored):
+                exact = piece.log_softmax(dim=1)
+                right = exact.gather(1, own)
+                entropy -= (right * known).sum()
+                overlap.scatter_add_(1, own.flatten(1), (right.exp() * known).flatten(1))
+                there.scatter_add_(1, own.flatten(1), known.flatten(1))
+                predicted += (exact.exp_().flatten(2) @ known.flatten(2).mT).squeeze(2)
+        ctx.mark_non_differentiable(there)
+        return overlap, predicted, there, entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, overlap: Tensor, predicted: Tensor, _: Tensor, entropy: Tensor) -> tuple[Tensor, None, None]:
+        logits, labels = ctx.saved_tensors
+        gradient = torch.empty_like(logits)
+        with torch.autocast(logits.device.type, enabled=False):
+            for place, piece, own, known in _slabs(logits, labels, ctx.ignored):
+                probability = piece.softmax(dim=1)
+                right = overlap.gather(1, own.flatten(1)).view_as(own) * probability.gather(1, own)
+                mean = (predicted[:, None] @ probability.flatten(2)).view_as(own) + right
+                probability *= predicted.view(*predicted.shape, *[1] * (piece.ndim - 2)) + (entropy - mean)
+                probability.scatter_add_(1, own, right - entropy)
+                torch.mul(probability, known, out=gradient[place])
+        return gradient, None, None
+
+
+def _slabs(logits: Tensor, labels: Tensor, ignored: int) -> Iterator[tuple[tuple[slice, ...], Tensor, Tensor, Tensor]]:
+    """Some voxels at a time: where, logits in float32, labels, 0 for ignored ones, and 1 for those that count or 0."""
+    numbers = _CHUNK_NUMBERS.get(logits.device.type, _DEFAULT_CHUNK_NUMBERS)
+    thickness = max(1, numbers // logits[:, :, 0].numel())
+    for start in range(0, logits.shape[2], thickness):
+        place = (slice(None), slice(None), slice(start, start + thickness))
+        known = labels[place] != ignored
+        yield place, logits[place].float(), labels[place].long() * known, known.float()
 
 
 def thinned(labels: Tensor, size: Sequence[int]) -> Tensor:

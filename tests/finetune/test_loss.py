@@ -58,6 +58,34 @@ def test_absent_classes_and_unannotated_cases_give_finite_numbers():
     assert (gradient(nothing, logits) == 0).all()
 
 
+def plainly(logits, labels, ignored=255):
+    """The same in float64, all at once, differentiated by torch."""
+    exact, known = logits.double().log_softmax(1), labels != ignored
+    true = (labels == torch.arange(logits.shape[1]).view(1, -1, *[1] * (labels.ndim - 2))) & known
+    axes = tuple(range(2, logits.ndim))
+    volume = true.sum(axes)
+    dice = 2 * (exact.exp() * true).sum(axes) / ((exact.exp() * known).sum(axes) + volume).clamp(min=1)
+    return (1 - dice)[volume > 0].mean() - (exact * true).sum() / known.sum()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+def test_the_gradient_is_that_of_a_plain_float64_loss(dtype, layout, monkeypatch):
+    monkeypatch.setitem(module._CHUNK_NUMBERS, "cpu", 150)
+    logits, labels = case(classes=4, size=(7, 5, 4))
+    logits = (3 * logits.detach()).to(dtype).contiguous(memory_format=layout).requires_grad_()
+    labels[0][labels[0] == 3] = 255
+    labels[1][labels[1] == 1] = 0
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = 2.5 * PartialDiceCE()(logits, labels)
+        found = gradient(ours, logits)
+    plain = 2.5 * plainly(logits, labels)
+    assert found.dtype == dtype
+    tolerance = {} if dtype == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-7}
+    torch.testing.assert_close(ours.double(), plain)
+    torch.testing.assert_close(found, gradient(plain, logits), **tolerance)
+
+
 def test_a_perfect_answer_costs_nothing():
     _, labels = case()
     logits = 100.0 * torch.nn.functional.one_hot(labels[:, 0]).movedim(-1, 1)
