@@ -5,7 +5,7 @@
 
 FOLDER of `--labels` holds whole-head label maps with FreeSurfer's values (see
 bundles/brain_mri_tissue_flexunetr/docs/README.md for where to get them). Each person becomes an image of 2 mm in one
-contrast a task, see `finetune_cohorts`. The last three people, whom the source bundle was not trained on, are the test
+contrast a task, see `cohorts`. The last three people, whom the source bundle was not trained on, are the test
 cohort, two scans each; cohorts of `--cases` people to train on are the first of the others. These the source knows:
 its training drew other images from the same label maps.
 
@@ -36,7 +36,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for `python benchmarks/finetune.py`
 
-from benchmarks.finetune_cohorts import HELD_OUT, TASKS, TEST_SCANS, cohort, make_cohorts
+from benchmarks.cohorts import HELD_OUT, TASKS, TEST_SCANS, cohort, make_cohorts
 from benchmarks.networks import save
 from benchmarks.side_by_side import Settings as Machine
 from benchmarks.side_by_side import machine

@@ -324,16 +324,15 @@ def main() -> None:
                 save(case.title, {"machine": where, "settings": asdict(settings), **numbers}, text)
 
 
-def save(title: str, numbers: dict[str, Any], text: str) -> None:
-    """Put the numbers of a case into numbers.json, and its table into README.md between the marks with its title."""
+def save(title: str, numbers: dict[str, Any], text: str, page: Path = HERE / "README.md") -> None:
+    """Put the numbers of a case into numbers.json, and its table into a page between the marks with its title."""
     path = HERE / "numbers.json"
     known = json.loads(path.read_text()) if path.exists() else {}
     path.write_text(json.dumps({**known, title: numbers}, indent=1) + "\n")
-    readme = HERE / "README.md"
     first, last = f"<!-- {title} -->\n", f"<!-- end of {title} -->\n"
-    before, rest = readme.read_text().split(first)
+    before, rest = page.read_text().split(first)
     _, after = rest.split(last)
-    readme.write_text(before + first + text + last + after)
+    page.write_text(before + first + text + last + after)
 
 
 if __name__ == "__main__":

@@ -7,36 +7,11 @@ import numpy as np
 import pytest
 
 from benchmarks import finetune
+from benchmarks.cohorts import TASKS, cohort, make_cohorts
 from benchmarks.finetune import Contender, table
-from benchmarks.finetune_cohorts import TASKS, cohort, make_cohorts
 from monai_attention.finetune.dataset import find_labelled
 from monai_attention.io.write import write_nifti
 from monai_attention.synthesis.phantom import head_labels
-from tests.make_flexunetr_bundle import INFERENCE, METADATA, TENSOR, make_bundle
-
-SPACING_MM = 8.0
-
-
-@pytest.fixture(scope="module")
-def people(tmp_path_factory):
-    """Eight heads, each cut off at another height."""
-    folder = tmp_path_factory.mktemp("labels")
-    labels, affine = head_labels(4.0)
-    for person in range(1, 9):
-        write_nifti(folder / f"{person:02d}.nii.gz", labels[..., person // 2 :], affine)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    """Two of the task's classes, no training."""
-    spacing = {"_target_": "Spacingd", "keys": "image", "pixdim": [SPACING_MM] * 3}
-    steps = [spacing if one["_target_"] == "Spacingd" else one for one in INFERENCE["preprocessing"]["transforms"]]
-    inference = INFERENCE | {"preprocessing": {"_target_": "Compose", "transforms": steps}}
-    names = {"0": "background", "1": "cerebellum", "2": "brain-stem"}
-    outputs = {"pred": TENSOR | {"num_channels": 3, "value_range": [0, 1], "channel_def": names}}
-    told = METADATA | {"network_data_format": METADATA["network_data_format"] | {"outputs": outputs}}
-    return make_bundle(tmp_path_factory.mktemp("source") / "source", inference, told)
 
 
 def world(mask, affine):

@@ -1,4 +1,4 @@
-"""Labelled cohorts rendered from whole-head label maps, one fixed contrast a task; for `benchmarks.finetune`.
+"""Labelled cohorts rendered from whole-head label maps, one fixed contrast a task.
 
 All people of a task look as one scanner would show them: brightness belongs to the structure, and from scan to scan
 it differs a little, as do bias and noise.
@@ -16,7 +16,6 @@ import numpy as np
 from benchmarks.registration import FOLDED, SIDES, T1
 from monai_attention.io.write import write_json, write_labels, write_nifti
 
-SPACING_MM = 2.0
 MARGIN_MM = 8.0
 """Of air around the head."""
 HELD_OUT = 3
@@ -46,11 +45,15 @@ class Task:
         classes: name -> values of the label maps; the first is class 1.
         brightness: of each value that has one of its own, 0 to 1; left structures stand for both sides.
         noise: its standard deviation, that of half the people or so.
+        bias: standard deviation of the logarithm of the coil's brightness from the middle to an edge, along each axis.
+        voxel_mm: edges of a voxel of a scan, towards right, anterior and superior.
     """
 
     classes: Mapping[str, Sequence[int]]
     brightness: Mapping[int, float]
     noise: float
+    bias: float = 0.15
+    voxel_mm: tuple[float, float, float] = (2.0, 2.0, 2.0)
 
 
 TASKS = {
@@ -110,19 +113,19 @@ def make_cohorts(task: Task, maps: Sequence[Path], sizes: Sequence[int], folder:
     scans = dict.fromkeys(range(1, max(sizes) + 1), (0,))
     scans |= {person: tuple(range(1, TEST_SCANS + 1)) for person in range(people + 1, len(maps) + 1)}
     for person, which in scans.items():
-        _render_files(task, maps[person - 1], person, which, folder)
+        render_files(task, maps[person - 1], person, which, folder)
     lists = {size: [(person, 0) for person in range(1, size + 1)] for size in sizes}
     lists[0] = [(person, scan) for person, which in scans.items() if person > people for scan in which]
     for size, members in lists.items():
-        _describe(task, cohort(folder, size), members)
+        describe(task, cohort(folder, size), members)
 
 
-def render(labels: np.ndarray, voxel_mm: float, task: Task, seed: Sequence[int]) -> np.ndarray:
-    """A scan of a label map, on a grid `fineness` times coarser: brightness, partial volumes, bias, noise.
+def render(labels: np.ndarray, edges: Sequence[int], task: Task, seed: Sequence[int]) -> np.ndarray:
+    """A scan of a label map: brightness, partial volumes, bias, noise.
 
     Args:
         labels: (X, Y, Z).
-        voxel_mm: of the label map.
+        edges: of a voxel of the scan, in voxels of the label map, see `fineness`.
         task: gives the contrast.
         seed: of the person and the scan.
 
@@ -143,37 +146,49 @@ def render(labels: np.ndarray, voxel_mm: float, task: Task, seed: Sequence[int])
                 f"expected FreeSurfer's and SynthSeg's labels, of which {value} is none that has a brightness"
             )
         table[value] = task.brightness[one] * differences[one]
-    image = blocks(table[labels], fineness(voxel_mm)).mean(axis=-1)
-    slopes = [np.linspace(-1, 1, n, dtype=np.float32) * 0.15 * generator.normal() for n in image.shape]
+    image = blocks(table[labels], edges).mean(axis=-1)
+    slopes = [np.linspace(-1, 1, n, dtype=np.float32) * task.bias * generator.normal() for n in image.shape]
     image *= np.exp(slopes[0][:, None, None] + slopes[1][:, None] + slopes[2])
     noise = task.noise * generator.uniform(0.7, 1.3)
     image += noise * generator.standard_normal(image.shape, dtype=np.float32)
     return np.clip(np.rint(1000 * image), 0, None).astype(np.int16)
 
 
-def targets(labels: np.ndarray, voxel_mm: float, task: Task) -> np.ndarray:
+def targets(labels: np.ndarray, edges: Sequence[int], task: Task) -> np.ndarray:
     """The task's classes on the scan's grid, uint8: in each voxel what most of it is."""
     table = np.zeros(int(labels.max()) + 1, np.uint8)
     for number, values in enumerate(task.classes.values(), start=1):
         table[[value for value in values if value < len(table)]] = number
-    fine = blocks(table[labels], fineness(voxel_mm))
-    votes = np.stack([(fine == number).sum(axis=-1) for number in range(len(task.classes) + 1)])
-    return votes.argmax(axis=0).astype(np.uint8)
+    fine = blocks(table[labels], edges)
+    winner = np.zeros(fine.shape[:3], np.uint8)
+    most = (fine == 0).sum(axis=-1)
+    for number in range(1, len(task.classes) + 1):
+        votes = (fine == number).sum(axis=-1)
+        winner[votes > most] = number
+        np.maximum(most, votes, out=most)
+    return winner
 
 
-def fineness(voxel_mm: float) -> int:
-    """Voxels of the label map along an edge of the scan's."""
-    return max(1, round(SPACING_MM / voxel_mm))
+def fineness(affine: np.ndarray, task: Task) -> tuple[int, int, int]:
+    """Voxels of a label map along the edges of the scan's voxels, in the order of the label map's axes."""
+    towards = np.abs(affine[:3, :3]).argmax(axis=0)
+    first, second, third = (
+        max(1, round(task.voxel_mm[world] / float(np.linalg.norm(affine[:3, axis]))))
+        for axis, world in enumerate(towards)
+    )
+    return first, second, third
 
 
-def blocks(array: np.ndarray, edge: int) -> np.ndarray:
-    """(X, Y, Z) -> (X / edge, Y / edge, Z / edge, edge³), what is left over at the ends cut off."""
-    x, y, z = (n // edge for n in array.shape)
-    cut = array[: x * edge, : y * edge, : z * edge].reshape(x, edge, y, edge, z, edge)
-    return cut.transpose(0, 2, 4, 1, 3, 5).reshape(x, y, z, edge**3)
+def blocks(array: np.ndarray, edges: Sequence[int]) -> np.ndarray:
+    """(X, Y, Z) -> (X / a, Y / b, Z / c, a b c), what is left over at the ends cut off."""
+    a, b, c = edges
+    x, y, z = (n // edge for n, edge in zip(array.shape, edges, strict=True))
+    cut = array[: x * a, : y * b, : z * c].reshape(x, a, y, b, z, c)
+    return cut.transpose(0, 2, 4, 1, 3, 5).reshape(x, y, z, a * b * c)
 
 
-def _render_files(task: Task, path: Path, person: int, scans: Sequence[int], folder: Path) -> None:
+def render_files(task: Task, path: Path, person: int, scans: Sequence[int], folder: Path) -> None:
+    """Write scans of a person's label map and their truth; what is there is kept."""
     import nibabel
 
     wanted = [scan for scan in scans if not (folder / "labels" / _name(person, scan)).is_file()]
@@ -186,19 +201,20 @@ def _render_files(task: Task, path: Path, person: int, scans: Sequence[int], fol
     where = [np.flatnonzero((labels > 0).any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
     start = [max(0, int(found[0]) - margin) for found in where]
     labels = labels[tuple(slice(low, int(found[-1]) + 1 + margin) for low, found in zip(start, where, strict=True))]
-    edge = fineness(voxel_mm)
-    affine = loaded.affine @ np.diag([edge, edge, edge, 1.0])
-    affine[:3, 3] = (loaded.affine @ [*(low + (edge - 1) / 2 for low in start), 1.0])[:3]
-    truth = targets(labels, voxel_mm, task)
+    edges = fineness(loaded.affine, task)
+    affine = loaded.affine @ np.diag([*edges, 1.0])
+    first = [low + (edge - 1) / 2 for low, edge in zip(start, edges, strict=True)]
+    affine[:3, 3] = (loaded.affine @ [*first, 1.0])[:3]
+    truth = targets(labels, edges, task)
     for name in ("images", "labels"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     for scan in wanted:  # the label map last: where it is, the image is whole
-        write_nifti(folder / "images" / _name(person, scan), render(labels, voxel_mm, task, (person, scan)), affine)
+        write_nifti(folder / "images" / _name(person, scan), render(labels, edges, task, (person, scan)), affine)
         write_labels(folder / "labels" / _name(person, scan), truth, affine)
 
 
-def _describe(task: Task, folder: Path, scans: Sequence[tuple[int, int]]) -> None:
-    """Write a cohort's dataset.json; the files lie beside its folder, for cohorts share them."""
+def describe(task: Task, folder: Path, scans: Sequence[tuple[int, int]]) -> None:
+    """Write the dataset.json of scans, (person, scan), whose files lie beside its folder, for cohorts share them."""
     folder.mkdir(exist_ok=True)
     files = [_name(*one) for one in scans]
     told = {

@@ -1,0 +1,70 @@
+"""The benchmark of robustness in small: heads made of formulas, a tiny network."""
+
+import json
+
+import nibabel
+import numpy as np
+import pytest
+
+from benchmarks import robustness
+from benchmarks.cohorts import Task, fineness, render, targets
+from benchmarks.robustness import CONDITIONS, condition_table
+from monai_attention.bundles import info
+
+CLASSES = {"cerebellum": [7, 46, 8, 47], "brain-stem": [16]}
+WORLD = {"R": (1, 0, 0), "L": (-1, 0, 0), "A": (0, 1, 0), "P": (0, -1, 0), "S": (0, 0, 1), "I": (0, 0, -1)}
+
+
+def test_a_run_renders_evaluates_and_goes_into_the_card(people, source, tmp_path, monkeypatch):
+    card = source / "docs/README.md"
+    card.parent.mkdir(exist_ok=True)
+    title = f"robustness, {info(source).name}"
+    card.write_text(f"Before.\n<!-- {title} -->\nold\n<!-- end of {title} -->\nAfter.\n")
+    (source / "configs/train.json").write_text(json.dumps({"classes": CLASSES}))
+    monkeypatch.setattr("benchmarks.networks.HERE", tmp_path)
+    only = ["like T1, 2 mm", "slices of 5 mm, 1 mm within"]
+    given = ["--labels", people, "--work", tmp_path / "work", "--bundle", source, "--threads", "1", "--save", "--only"]
+    robustness.main([str(one) for one in given] + only)
+    text = card.read_text()
+    assert text.startswith("Before.\n")
+    assert text.endswith("After.\n")
+    assert "old" not in text
+    for line in (*(f"| {name} |" for name in only), "| cerebellum |", "| brain-stem |"):
+        assert line in text
+    (result,) = json.loads((tmp_path / "numbers.json").read_text()).values()
+    assert [len(result[name]["dice"]) for name in only] == [3, 3]
+
+
+@pytest.mark.parametrize("axes", ["RAS", "LIA", "PSR"])
+def test_slices_are_thick_from_foot_to_head(axes):
+    affine = np.eye(4)
+    affine[:3, :3] = np.transpose([WORLD[code] for code in axes])
+    assert "".join(nibabel.aff2axcodes(affine)) == axes
+    edges = fineness(affine, CONDITIONS["slices of 5 mm, 1 mm within"])
+    assert edges == tuple(5 if code in "SI" else 1 for code in axes)
+
+
+def test_conditions_differ_from_the_first_in_one_thing():
+    first, *others = CONDITIONS.values()
+    for other in others:
+        assert (
+            sum(getattr(first, name) != getattr(other, name) for name in ("brightness", "noise", "bias", "voxel_mm"))
+            <= 1
+        )
+
+
+def test_a_voxel_is_the_mean_of_what_it_holds_and_belongs_to_most_of_it():
+    labels = np.zeros((2, 2, 10), np.int16)
+    labels[..., :3], labels[..., 3:5], labels[..., 5:7] = 2, 3, 3
+    task = Task({"white": (2,), "grey": (3,)}, {2: 0.9, 3: 0.4}, noise=0.0, bias=0.0)
+    image = render(labels, (1, 1, 5), task, (1,))
+    assert image.shape == (2, 2, 2)
+    white, grey = (np.unique(image[..., 0])[0] * 5, image[0, 0, 1] * 5 / 2)
+    assert grey == pytest.approx(400, rel=0.15)
+    assert white == pytest.approx(3 * 900 + 2 * grey, rel=0.15)
+    assert targets(labels, (1, 1, 5), task)[0, 0].tolist() == [1, 0]
+
+
+def test_a_line_tells_the_mean_and_the_worst_and_best_person():
+    one = {"dice": [0.5, 0.7, 0.9], "hd95_mm": [1.0, 2.0, 6.0], "classes": {}}
+    assert condition_table({"plain": one}).splitlines()[2:] == ["| plain | 0.70 | 0.50 to 0.90 | 3.0 |"]
