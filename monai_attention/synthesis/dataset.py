@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from monai_attention.synthesis.images import ImageGenerator, look_up
+from monai_attention.synthesis.randomness import Draw
 from monai_attention.synthesis.tumours import CORE, ENHANCING, OEDEMA, Soil
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class LabelMapDataset(Dataset):
     """Pairs of an image and its target, drawn from label maps of people.
 
     Item i is drawn from map `i % len(files)` with a seed made of `seed` and i: the same every time, on every machine
-    with the same version of torch.
+    with the same version of torch and the same kind of device.
 
     Args:
         files: label maps (NIfTI, integer values), reoriented to RAS on reading.
@@ -46,6 +47,7 @@ class LabelMapDataset(Dataset):
         jitter_mm: standard deviation of the image's centre around the centre of all classes, or of `seats`, per axis.
         seed: another seed, another set.
         align: bring all people to the pose and size of the first, see `aligned`.
+        device: where images are drawn, and lie. A DataLoader of a set on a GPU has no workers.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class LabelMapDataset(Dataset):
         jitter_mm: float = 30.0,
         seed: int = 0,
         align: bool = False,
+        device: torch.device | str = "cpu",
     ) -> None:
         if not files:
             raise ValueError("expected label maps, got an empty list; check the folder they are read from")
@@ -70,6 +73,7 @@ class LabelMapDataset(Dataset):
         self.jitter_mm = jitter_mm
         self.seed = seed
         self.first = 0
+        self.device = torch.device(device)
         maps = [_read_ras(Path(f)) for f in files]
         found = np.unique(np.concatenate([np.unique(array) for array, _ in maps]))
         other_side = {v: w for one, other in pairs for v, w in ((one, other), (other, one))}
@@ -88,7 +92,10 @@ class LabelMapDataset(Dataset):
             kept = torch.nonzero(self.target).flatten()
             self.maps = [(aligned(*one, *self.maps[0], kept), self.maps[0][1]) for one in self.maps]
         middle = self.target > 0 if self.soil is None else torch.isin(torch.arange(len(values)), self.soil.seats)
-        self.centres = [torch.nonzero(middle[m.long()]).float().mean(dim=0) for m, _ in self.maps]
+        self.centres = [torch.nonzero(middle[m.long()]).float().mean(dim=0).tolist() for m, _ in self.maps]
+        self.maps = [(m.to(self.device), mm) for m, mm in self.maps]
+        self.target, self.mirrored = self.target.to(self.device), self.mirrored.to(self.device)
+        self.intensity_class, self.tissue = self.intensity_class.to(self.device), self.tissue.to(self.device)
 
     def __len__(self) -> int:
         return self.length
@@ -98,13 +105,14 @@ class LabelMapDataset(Dataset):
         if not 0 <= index < self.length:
             raise IndexError(index)
         index += self.first
-        random = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
+        random = torch.Generator(self.device).manual_seed(self.seed * 1_000_003 + index)
         labels, spacing = self.maps[index % len(self.maps)]
-        jitter = self.jitter_mm * torch.randn(3, generator=random) / torch.tensor(spacing)
+        jitter = Draw(random).randn(3).tolist()
+        middle = self.centres[index % len(self.maps)]
         image, drawn = self.generator(
             labels,
             spacing,
-            centre=(self.centres[index % len(self.maps)] + jitter).tolist(),
+            centre=[c + self.jitter_mm * j / mm for c, j, mm in zip(middle, jitter, spacing, strict=True)],
             intensity_class=self.intensity_class,
             tissue=self.tissue,
             mirrored=self.mirrored,
@@ -123,7 +131,9 @@ class LabelMapDataset(Dataset):
             reach[outside] = -1.0
         core, oedema, enhancing = np.searchsorted(values, PARTS).tolist()
         return Soil(
-            torch.from_numpy(np.flatnonzero(np.isin(values, seats))), torch.tensor(reach), (core, oedema, enhancing)
+            torch.from_numpy(np.flatnonzero(np.isin(values, seats))),
+            torch.tensor(reach, device=self.device),
+            (core, oedema, enhancing),
         )
 
 

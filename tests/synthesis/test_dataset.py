@@ -28,7 +28,7 @@ def files(tmp_path_factory):
 def _dataset(files, **options):
     generator = ImageGenerator((16, 16, 16), spacing=2.0)
     options = {"length": 6, "jitter_mm": 2.0, "pairs": [[3, 42], [2, 41]], "strip": [0, 510, 511], **options}
-    return LabelMapDataset(files, generator=generator, classes=CLASSES, **options)
+    return LabelMapDataset(files, **{"generator": generator, "classes": CLASSES, **options})
 
 
 def test_items_are_pairs_of_image_and_class_numbers(files):
@@ -46,6 +46,26 @@ def test_an_item_is_the_same_every_time_and_in_every_process(files):
     for one, other in zip(here, workers, strict=False):
         assert torch.equal(one, other)
     assert not torch.equal(here[0], _dataset(files, seed=1)[0]["image"])
+
+
+def test_images_are_drawn_on_the_device_of_the_set(files):
+    """Whatever else was the default: what a draw makes says where it lies."""
+    given = {"strip": [0, 510, 511], "tissues": [[3], [2]], "seats": [2], "classes": CLASSES | {"tumour": [901, 903]}}
+    dataset = _dataset(files, **given)
+    dataset.generator.strip_probability, dataset.generator.contrasts = 1.0, [[0.4, 0.8]]
+    dataset.generator.contrast_probability = 0.5
+    here = [dataset[i]["image"] for i in range(6)]
+    with torch.device("meta"):
+        there = [dataset[i]["image"] for i in range(6)]
+    assert all(torch.equal(one, other) for one, other in zip(here, there, strict=True))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_images_are_drawn_on_a_gpu(files):
+    item = _dataset(files, device="cuda")[0]
+    assert item["image"].is_cuda
+    assert item["label"].is_cuda
+    assert 0 <= item["image"].min() < item["image"].max() <= 1
 
 
 def test_it_ends(files):
