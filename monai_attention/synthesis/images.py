@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from monai_attention.synthesis.randomness import Draw, gaussian_blur, smooth_field
+from monai_attention.synthesis.randomness import Draw, gaussian_blur, smooth_field, stretched
 from monai_attention.synthesis.tumours import Soil, Tumour, draw_tumour
 
 
@@ -151,7 +151,7 @@ class ImageGenerator:
     ) -> list[Tensor]:
         """Where each voxel of a grid `fineness` times finer than the image comes from: three coordinates, (*S) each."""
         x, y, z = axes = self._axes(fineness, matrix.device)
-        moved = F.interpolate(elastic[None], size=[len(a) for a in axes], mode="trilinear")[0]
+        moved = stretched(elastic[None], [len(a) for a in axes])[0]
         if tumour:
             moved = moved + torch.einsum("ij,j...->i...", matrix, tumour.pushed(axes))
         return [
@@ -161,18 +161,18 @@ class ImageGenerator:
 
     def _render(self, fine: Tensor, intensity_class: Tensor, tissue: Tensor | None, draw: Draw) -> Tensor:
         """Intensities for a fine label map, averaged and degraded to the image's grid, (channels, *roi_size)."""
-        classes, images, strips = intensity_class[fine.long()], [], None
+        fine, images = fine.int(), []
+        strips = bool(self.strip_labels) and draw.uniform(0, 1) < self.strip_probability  # from all images or from none
         for channel in range(self.channels):
-            image = self._paint(classes, int(intensity_class.max()) + 1, tissue, channel, draw)
-            if self.strip_labels and strips is None:  # what is gone from one image is gone from all
-                strips = draw.uniform(0, 1) < self.strip_probability
+            means, stds = (each[intensity_class] for each in self._looks(intensity_class, tissue, channel, draw))
             if strips:
-                image[torch.isin(fine, fine.new_tensor(self.strip_labels))] = 0.0
-            images.append(self._acquire(image, draw))
+                means[list(self.strip_labels)] = stds[list(self.strip_labels)] = 0.0
+            images.append(self._acquire(means[fine] + stds[fine] * draw.randn(*fine.shape), draw))
         return torch.stack(images)
 
-    def _paint(self, classes: Tensor, count: int, tissue: Tensor | None, channel: int, draw: Draw) -> Tensor:
-        """A brightness for each of `count` classes, and some texture."""
+    def _looks(self, intensity_class: Tensor, tissue: Tensor | None, channel: int, draw: Draw) -> tuple[Tensor, Tensor]:
+        """Brightness of each intensity class, and how much it varies from voxel to voxel."""
+        count = int(intensity_class.max()) + 1
         means, stds = draw.rand(count), 0.1 * draw.rand(count)
         known = tissue is not None and len(self.contrasts) > 0 and draw.uniform(0, 1) < self.contrast_probability
         if tissue is not None and known:
@@ -183,7 +183,7 @@ class ImageGenerator:
             means = torch.where(tissue >= 0, alike, means)
         if known or draw.uniform(0, 1) < 0.5:  # air is black, or in half of the other images anything
             means[0] = stds[0] = 0.0
-        return means[classes] + stds[classes] * draw.randn(*classes.shape)
+        return means, stds
 
     def _acquire(self, image: Tensor, draw: Draw) -> Tensor:
         """A fine image as a scanner would show it, (*roi_size) in [0, 1]: averaged, with bias, blur and noise."""
@@ -210,7 +210,7 @@ class ImageGenerator:
         image = gaussian_blur(image, sigmas)
         if tuple(size) == self.roi_size:
             return image
-        return F.interpolate(F.interpolate(image, size=size, mode="trilinear"), size=self.roi_size, mode="trilinear")
+        return stretched(stretched(image, size), self.roi_size)
 
 
 def _rotation(angles: Sequence[float], device: torch.device) -> Tensor:
@@ -236,6 +236,6 @@ def look_up(labels: Tensor, coordinates: Sequence[Tensor]) -> Tensor:
 
 def rescale(image: Tensor, lower: float = 0.5, upper: float = 99.5) -> Tensor:
     """Map the given percentiles to 0 and 1 and clip; a constant image becomes 0."""
-    ordered = image.flatten().sort().values
-    low, high = (ordered[round(p / 100 * (ordered.numel() - 1))] for p in (lower, upper))
+    flat = image.flatten()
+    low, high = (flat.kthvalue(1 + round(p / 100 * (flat.numel() - 1))).values for p in (lower, upper))
     return ((image - low) / (high - low).clamp_min(1e-6)).clamp(0, 1)

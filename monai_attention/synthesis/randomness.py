@@ -42,9 +42,20 @@ def smooth_field(channels: int, nodes: Sequence[int], size: Sequence[int], gener
     """Gaussian noise of unit variance at control points, spread smoothly over a grid, (channels, *size)."""
     noise = torch.randn(1, channels, *nodes, generator=generator, device=generator.device)
     half = [max(2, n // 2) for n in size]
-    field = F.interpolate(noise, size=half, mode="trilinear", align_corners=True)
+    field = stretched(noise, half, align_corners=True)
     field = gaussian_blur(field, [0.35 * h / n for h, n in zip(half, nodes, strict=True)])
-    return F.interpolate(field, size=tuple(size), mode="trilinear", align_corners=True)[0]
+    return stretched(field, size, align_corners=True)[0]
+
+
+def stretched(x: Tensor, size: Sequence[int], *, align_corners: bool = False) -> Tensor:
+    """Trilinear interpolation of (B, C, X, Y, Z), as by `F.interpolate`, axis by axis: products of matrices."""
+    along = [
+        F.interpolate(torch.eye(n, device=x.device)[None], size=m, mode="linear", align_corners=align_corners)[0].T
+        for n, m in zip(x.shape[2:], size, strict=True)
+    ]
+    x = along[0] @ x.flatten(3)
+    x = along[1] @ x.unflatten(3, (along[1].shape[1], -1))
+    return x @ along[2].T
 
 
 def gaussian_blur(x: Tensor, sigmas: Sequence[float]) -> Tensor:

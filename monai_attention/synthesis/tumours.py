@@ -15,10 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from monai_attention.synthesis.randomness import Draw, smooth_field
+from monai_attention.synthesis.randomness import Draw, smooth_field, stretched
 
 CORE, OEDEMA, ENHANCING = 901, 902, 903
 """Label values of what does not enhance (necrosis, or all of a core without enhancement), oedema, and what does."""
@@ -82,7 +81,7 @@ class Tumour:
             axes: positions of the voxels along each axis.
             soil: what grows where.
         """
-        wave, other = F.interpolate(self.waves[None], size=labels.shape, mode="trilinear")[0] * WAVES
+        wave, other = stretched(self.waves[None], labels.shape)[0] * WAVES
         depth = self._from_centre(axes).square().sum(dim=0).sqrt_() / self.radius_mm + wave
         reach = soil.reach[labels.long()]
         beyond_mm = (depth - 1) * self.radius_mm

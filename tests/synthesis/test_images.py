@@ -4,7 +4,7 @@ import torch
 from scipy import ndimage
 
 from monai_attention.synthesis.images import ImageGenerator, look_up, rescale
-from monai_attention.synthesis.randomness import Draw, gaussian_blur, smooth_field
+from monai_attention.synthesis.randomness import Draw, gaussian_blur, smooth_field, stretched
 
 EFFECTS = ("rotation_deg", "scaling", "shear", "elastic_mm", "bias_std", "noise_std", "gamma_std", "max_spacing_mm")
 STILL = dict.fromkeys(EFFECTS, 0.0)
@@ -118,6 +118,14 @@ def test_blur_is_the_gaussian_filter():
         [ndimage.gaussian_filter(c, (1.0, 0, 2.0), mode="nearest", radius=(3, 0, 6)) for c in x[0].numpy()]
     )
     np.testing.assert_allclose(gaussian_blur(x, (1.0, 0.0, 2.0))[0].numpy(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("corners", [False, True])
+@pytest.mark.parametrize("size", [(9, 4, 12), (3, 30, 7), (5, 6, 8)])
+def test_stretching_is_trilinear_interpolation(size, corners):
+    x = torch.rand(2, 3, 5, 6, 8, generator=_random())
+    expected = torch.nn.functional.interpolate(x, size=size, mode="trilinear", align_corners=corners)
+    torch.testing.assert_close(stretched(x, size, align_corners=corners), expected)
 
 
 def test_rescaling_maps_percentiles_to_zero_and_one():
