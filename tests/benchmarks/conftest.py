@@ -1,12 +1,21 @@
 """Heads made of formulas, and a tiny bundle, for the benchmarks in small."""
 
 import pytest
+import torch
 
 from monai_attention.io.write import write_nifti
 from monai_attention.synthesis.phantom import head_labels
 from tests.make_flexunetr_bundle import INFERENCE, METADATA, TENSOR, make_bundle
 
 SPACING_MM = 8.0
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    """As many after a benchmark, which chooses its own, as before: other tests compare sums to the last digit."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
