@@ -137,6 +137,9 @@ def main(given: list[str] | None = None) -> None:
     arguments = parser.parse_args(given)
     torch.set_num_threads(arguments.threads)
     info = bundles.info(arguments.bundle)
+    title, card = f"robustness, {info.name}", info.folder / "docs/README.md"
+    if arguments.save and f"<!-- {title} -->\n" not in card.read_text():
+        parser.error(f"{card} has no lines '<!-- {title} -->' and '<!-- end of {title} -->' to put the tables between")
     classes = json.loads((info.folder / "configs/train.json").read_text())["classes"]
     maps = sorted(arguments.labels.glob("*.nii*"))
     results = {}
@@ -148,7 +151,7 @@ def main(given: list[str] | None = None) -> None:
     text = f"{condition_table(results)}\n{class_table(results)}\n{people}"
     print(text, flush=True)
     if arguments.save:
-        save(f"robustness, {info.name}", results, text, info.folder / "docs/README.md")
+        save(title, results, text, card)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,16 @@ def test_a_run_renders_evaluates_and_goes_into_the_card(people, source, tmp_path
     assert [len(result[name]["dice"]) for name in only] == [3, 3]
 
 
+def test_a_card_without_a_place_for_the_tables_is_refused_before_anything_is_done(people, source, tmp_path, capsys):
+    (source / "docs").mkdir(exist_ok=True)
+    (source / "docs/README.md").write_text("No marks.\n")
+    given = ["--labels", people, "--work", tmp_path / "work", "--bundle", source, "--save"]
+    with pytest.raises(SystemExit):
+        robustness.main([str(one) for one in given])
+    assert "to put the tables between" in capsys.readouterr().err
+    assert not (tmp_path / "work").exists()
+
+
 @pytest.mark.parametrize("axes", ["RAS", "LIA", "PSR"])
 def test_slices_are_thick_from_foot_to_head(axes):
     affine = np.eye(4)
