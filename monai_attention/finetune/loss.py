@@ -15,6 +15,9 @@ _CHUNK_NUMBERS = {"cpu": 1 << 20}
 _DEFAULT_CHUNK_NUMBERS = 1 << 24
 """Numbers of logits that are worked on at a time: on the CPU what fits the cache, elsewhere 64 MB."""
 
+_LEAST_DICE = 1e-6
+"""Of a class that is there; a logarithm needs one. Far below what softmax gives a class that it does not expect."""
+
 
 class PartialDiceCE(nn.Module):
     """Soft Dice loss (Milletari et al. 2016, arXiv:1606.04797) plus cross-entropy, of the voxels that were annotated.
@@ -34,6 +37,9 @@ class PartialDiceCE(nn.Module):
 
     Args:
         ignored: the label of voxels that count for nothing.
+        log_dice: the negative logarithm of each Dice in place of 1 - Dice (Wong et al. 2018, arXiv:1809.00076, with
+            exponent 1). A class of which nothing is found yet then pulls as much as the others; with many small
+            classes a network trained from the start finds them much sooner.
 
     Shape: logits (B, C, *S), or a tuple of them, finest first, (B, C, *S / 2**k) rounded up along axes that are halved;
         labels (B, 1, *S), whole numbers of any type -> one number, float32. Of a tuple the weighted mean, each weight
@@ -43,9 +49,10 @@ class PartialDiceCE(nn.Module):
         ValueError: shapes do not fit, or a label is neither a class nor `ignored`.
     """
 
-    def __init__(self, ignored: int = 255) -> None:
+    def __init__(self, ignored: int = 255, log_dice: bool = False) -> None:
         super().__init__()
         self.ignored = ignored
+        self.log_dice = log_dice
 
     def forward(self, logits: Tensor | Sequence[Tensor], labels: Tensor) -> Tensor:
         """How wrong the logits are; 0 for nothing but ignored voxels."""
@@ -59,8 +66,9 @@ class PartialDiceCE(nn.Module):
         overlap, predicted, there, entropy = _Sums.apply(logits, labels, self.ignored)
         present = there > 0
         dice = 2 * overlap / (predicted + there).clamp(min=1)
+        missed = -dice.clamp(min=_LEAST_DICE).log() if self.log_dice else 1 - dice
         classes, voxels = processes.total(torch.stack([present.sum().float(), there.sum()])).clamp(min=1)
-        return processes.count() * (((1 - dice) * present).sum() / classes + entropy / voxels)
+        return processes.count() * ((missed * present).sum() / classes + entropy / voxels)
 
     def _check(self, scales: Sequence[Tensor], labels: Tensor) -> None:
         finest = scales[0]

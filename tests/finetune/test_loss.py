@@ -27,6 +27,27 @@ def test_it_is_monai_s_where_everything_is_annotated_and_present(size, monkeypat
     torch.testing.assert_close(gradient(ours, logits), gradient(theirs, logits), rtol=1e-4, atol=1e-7)
 
 
+def test_the_logarithm_of_dice_pulls_at_a_class_of_which_nothing_is_found():
+    logits, labels = case(batch=1, classes=2)
+    labels = (labels > 0) & (torch.rand(labels.shape) < 0.1)
+    hopeless = torch.stack([torch.full_like(logits[:, 0], 9.0), torch.zeros_like(logits[:, 0])], dim=1)
+    hopeless.requires_grad_()
+    dice = []
+    for value in (0, 1):
+        predicted, there = hopeless.softmax(1)[:, value], labels[:, 0] == value
+        dice.append(2 * (predicted * there).sum() / (predicted.sum() + there.sum()))
+    entropy = torch.nn.functional.cross_entropy(hopeless, labels[:, 0].long())
+    loss = PartialDiceCE(log_dice=True)(hopeless, labels)
+    torch.testing.assert_close(loss, -torch.stack(dice).log().mean() + entropy)
+    there = labels[:, 0].expand_as(hopeless[:, 1])
+    pulled, linear = gradient(loss, hopeless), gradient(PartialDiceCE()(hopeless, labels), hopeless)
+    assert (pulled[:, 1][there] < 5 * linear[:, 1][there]).all()
+    assert (linear[:, 1][there] < 0).all()
+    logits = torch.full_like(hopeless, 500.0)
+    logits[:, 1] = -500
+    assert PartialDiceCE(log_dice=True)(logits, labels).isfinite()
+
+
 def test_ignored_voxels_take_no_part_in_either_term():
     logits, labels = case(batch=1)
     labels[:, :, 4:] = 255
