@@ -111,3 +111,13 @@ def test_tables_of_other_windows_are_refused(tmp_path):
 def test_wrong_arguments_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         NNFormer(1, 2, **{**SMALL, **options})
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_at_the_start_the_decoder_hands_on_coarser_stages_undiminished(dims):
+    torch.manual_seed(0)
+    options = {"roi_size": [16] * dims, "patch_size": [2] * dims, "feature_size": 32, "window": (4, 2, 2)}
+    network = NNFormer(1, 2, **{**SMALL, **options})
+    for stage in network.decoder:
+        coarse = torch.randn(1, stage.up.in_channels, *[4] * dims)
+        assert stage.up(coarse).std().item() == pytest.approx(1, rel=0.1)
