@@ -11,54 +11,78 @@ from monai_attention.finetune.optimizers import MuonAdamW
 
 def network():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(4, 6), nn.GELU(), nn.Linear(6, 3))
+    return nn.Sequential(nn.Conv2d(1, 4, 1), nn.Conv2d(4, 6, 3), nn.GELU(), nn.Flatten(), nn.Linear(54, 3))
 
 
-def train(net, optimizer, steps, schedule=None):
+def train(net, optimizers, steps, schedule=None):
     for step in range(steps):
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
         torch.manual_seed(step)
-        (net(torch.randn(8, 4)) - 1).square().mean().backward()
-        optimizer.step()
+        (net(torch.randn(8, 1, 5, 5)) - 1).square().mean().backward()
+        for optimizer in optimizers:
+            optimizer.step()
         if schedule:
             schedule.step()
 
 
-def test_matrices_take_muon_s_steps_and_the_rest_adamw_s():
+class Matrix(nn.Conv2d):
+    """A convolution whose weights are kept as a matrix."""
+
+    def __init__(self, conv):
+        super().__init__(conv.in_channels, conv.out_channels, conv.kernel_size)
+        self.shape = conv.weight.shape
+        self.weight, self.bias = nn.Parameter(conv.weight.detach().flatten(1)), conv.bias
+
+    def forward(self, x):
+        return nn.functional.conv2d(x, self.weight.view(self.shape), self.bias)
+
+
+def test_inner_layers_take_muon_s_steps_and_the_rest_adamw_s():
     net, peer = network(), network()
-    train(net, MuonAdamW(net.parameters(), lr=0.01, weight_decay=0.1), 3)
-    weights, biases = [peer[0].weight, peer[2].weight], [peer[0].bias, peer[2].bias]
+    train(net, [MuonAdamW(net.named_parameters(), outer=["0."], lr=0.01, weight_decay=0.1)], 3)
+    peer[1] = Matrix(peer[1])
     both = (
-        torch.optim.Muon(weights, lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(biases, lr=0.01, weight_decay=0.1),
+        torch.optim.Muon([peer[1].weight, peer[4].weight], lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW([*peer[0].parameters(), peer[1].bias, peer[4].bias], lr=0.01, weight_decay=0.1),
     )
-    for step in range(3):
-        peer.zero_grad()
-        torch.manual_seed(step)
-        (peer(torch.randn(8, 4)) - 1).square().mean().backward()
-        for optimizer in both:
-            optimizer.step()
-    torch.testing.assert_close(list(net.parameters()), list(peer.parameters()), rtol=0, atol=0)
+    train(peer, both, 3)
+    for ours, theirs in zip(net.parameters(), peer.parameters(), strict=True):
+        torch.testing.assert_close(ours.flatten(), theirs.flatten(), rtol=0, atol=0)
 
 
 def test_training_goes_on_from_a_saved_state_as_if_it_had_never_stopped():
     def begun():
         net = network()
-        optimizer = MuonAdamW(net.parameters(), lr=0.01)
+        optimizer = MuonAdamW(net.named_parameters(), lr=0.01)
         return net, optimizer, torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
 
     net, optimizer, schedule = begun()
-    train(net, optimizer, 2, schedule)
+    train(net, [optimizer], 2, schedule)
     saved = copy.deepcopy([x.state_dict() for x in (net, optimizer, schedule)])
-    train(net, optimizer, 2, schedule)
+    train(net, [optimizer], 2, schedule)
     again = begun()
     for x, state in zip(again, saved, strict=True):
         x.load_state_dict(state)
-    train(again[0], again[1], 2, again[2])
+    train(again[0], [again[1]], 2, again[2])
     torch.testing.assert_close(list(net.parameters()), list(again[0].parameters()), rtol=0, atol=0)
     assert {group["lr"] for group in again[1].param_groups} == {0.01 * 0.5**4}
 
 
-def test_a_network_without_matrices_is_refused():
+def test_gradients_of_one_step_are_gone_before_the_next():
+    net = network()
+    optimizer = MuonAdamW(net.named_parameters())
+    train(net, [optimizer], 1)
+    optimizer.zero_grad()
+    assert all(p.grad is None for p in net.parameters())
+    before = copy.deepcopy(net)
+    optimizer.step()
+    torch.testing.assert_close(list(net.parameters()), list(before.parameters()), rtol=0, atol=0)
+
+
+def test_names_that_fit_nothing_and_networks_of_one_kind_of_layer_are_refused():
+    net = network()
+    with pytest.raises(ValueError, match="no parameter's name begins with heads"):
+        MuonAdamW(net.named_parameters(), outer=["0.", "heads"])
     with pytest.raises(ValueError, match="empty parameter list"):
-        MuonAdamW(nn.Conv3d(1, 2, 3).parameters())
+        MuonAdamW(net.named_parameters(), outer=["0", "1", "4"])
