@@ -93,7 +93,7 @@ def weights(folder):
 
 
 def assert_same(one, other):
-    """The same table, and the same weights to a hundredth of the way that they went."""
+    """The same table, and the same weights to a fiftieth of the way that they went: AdamW also steps along rounding."""
     assert len(rows(one)) == 2
     assert rows(one) == [pytest.approx(row, abs=1e-4) for row in rows(other)]
     began = torch.load(one / "models/initial.pt", weights_only=True)
@@ -102,7 +102,7 @@ def assert_same(one, other):
         assert first.keys() == second.keys()
         moved = max(float((first[name] - began[name]).abs().max()) for name in first.keys() & began.keys())
         apart = max(float((first[name] - second[name]).abs().max()) for name in first)
-        assert apart < 1e-2 * moved
+        assert apart < 2e-2 * moved
 
 
 def without_last_epoch(folder, target):
