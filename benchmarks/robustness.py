@@ -146,7 +146,7 @@ def main(given: list[str] | None = None) -> None:
     for name in arguments.only:
         task = replace(CONDITIONS[name], classes=classes)
         results[name] = figures(judge(name, task, maps, arguments.bundle, arguments.work / info.name))
-        print(name, results[name]["dice"], file=sys.stderr, flush=True)
+        print(f"{name}: {statistics.mean(results[name]['dice']):.2f}", file=sys.stderr, flush=True)
     people = f"{HELD_OUT} people, one scan each. {machine(Machine(threads=arguments.threads))}.\n"
     text = f"{condition_table(results)}\n{class_table(results)}\n{people}"
     print(text, flush=True)
