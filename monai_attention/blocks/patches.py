@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -21,10 +22,46 @@ def pad_to_multiple(x: Tensor, multiple: int | Sequence[int]) -> Tensor:
 
 
 def crop_to(x: Tensor, size: Sequence[int]) -> Tensor:
-    """The first `size` voxels of each spatial axis of (B, C, *S)."""
+    """The first `size` voxels of each spatial axis of (B, C, *S).
+
+    Axes that fit are left alone: in the backward pass even a slice of everything fills zeros and copies into them.
+    """
     for axis, n in enumerate(size, start=2):
-        x = x.narrow(axis, 0, n)
+        x = x if x.shape[axis] == n else x.narrow(axis, 0, n)
     return x
+
+
+class _Unpatch:
+    weight: Tensor
+    bias: Tensor
+    stride: tuple[int, ...]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, *G) -> (B, out_channels, *G * stride)."""
+        batch, _, *grid = x.shape
+        weight = self.weight.flatten(1).T.expand(batch, -1, -1)
+        y = torch.baddbmm(self.bias.repeat_interleave(math.prod(self.stride))[:, None], weight, x.flatten(2))
+        y = y.view(batch, -1, *self.stride, *grid)
+        within = range(2, 2 + len(grid))
+        y = y.permute(0, 1, *(axis for k in within for axis in (k + len(grid), k)))
+        return y.reshape(batch, -1, *(n * s for n, s in zip(grid, self.stride, strict=True)))
+
+
+class Unpatch2d(_Unpatch, nn.ConvTranspose2d):
+    """See `unpatch`."""
+
+
+class Unpatch3d(_Unpatch, nn.ConvTranspose3d):
+    """See `unpatch`."""
+
+
+def unpatch(in_channels: int, out_channels: int, patch_size: Sequence[int]) -> nn.Module:
+    """A transposed convolution whose kernels are its stride and do not overlap, as a product of matrices.
+
+    The CPU's kernels for transposed convolutions take three times as long, forwards and backwards together.
+    """
+    layer = {2: Unpatch2d, 3: Unpatch3d}[len(patch_size)]
+    return layer(in_channels, out_channels, kernel_size=tuple(patch_size), stride=tuple(patch_size))
 
 
 def double(x: Tensor) -> Tensor:

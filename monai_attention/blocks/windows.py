@@ -116,7 +116,7 @@ def pad_grid(x: Tensor, multiples: Sequence[int]) -> Tensor:
 
 
 def crop_grid(x: Tensor, grid: Sequence[int]) -> Tensor:
-    """The first `grid` tokens of each axis of (B, *G, C)."""
+    """The first `grid` tokens of each axis of (B, *G, C); see `blocks.patches.crop_to`."""
     for axis, n in enumerate(grid, start=1):
-        x = x.narrow(axis, 0, n)
+        x = x if x.shape[axis] == n else x.narrow(axis, 0, n)
     return x

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW
 
 
-class MuonAdamW(Optimizer):
+class MuonAdamW(AdamW):
     """Muon for what maps channels to channels, AdamW for everything else, at one learning rate.
 
     Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024, kellerjordan.github.io/posts/muon.
     Its steps are scaled to be as large as AdamW's: Liu et al., "Muon is scalable for LLM training", 2025,
-    arXiv:2502.16982. Both are torch's: this lets a schedule, an engine and a checkpoint take them for one, and shows
-    Muon, which takes matrices alone, convolutions as such: (channels, channels times kernel).
+    arXiv:2502.16982.
+
+    Not `torch.optim.Muon`: it takes matrices alone, where a convolution is one of (channels, channels times kernel),
+    and orthogonalises in bfloat16, which a processor without instructions for it does many times slower than float32.
 
     Args:
-        params: with their names, as `Module.named_parameters` gives them; contiguous.
+        params: with their names, as `Module.named_parameters` gives them.
         outer: beginnings of the names of layers that take the image or give the answer: they are AdamW's too, as are
             numbers on one axis (biases, norms). Muon would make the first answers swing.
         lr: of both.
@@ -39,38 +42,59 @@ class MuonAdamW(Optimizer):
         named = list(params)
         if strange := [start for start in outer if not any(name.startswith(start) for name, _ in named)]:
             raise ValueError(f"outer: no parameter's name begins with {', '.join(strange)}")
-        inner = {name for name, p in named if p.ndim > 1 and not name.startswith(tuple(outer))}
-        self._shaped = [p for name, p in named if name in inner]
-        self._flat = [p.detach().view(len(p), -1) for p in self._shaped]
-        rest = [p for name, p in named if name not in inner]
-        self._muon = Muon(self._flat, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
-        self._adamw = AdamW(rest, lr=lr, weight_decay=weight_decay)
-        super().__init__([*self._muon.param_groups, *self._adamw.param_groups], {})
-        self._share()
-
-    def _share(self) -> None:
-        """One state, and the same groups, here and in both parts."""
-        self._muon.param_groups, self._adamw.param_groups = self.param_groups[:1], self.param_groups[1:]
-        self._muon.state = self._adamw.state = self.state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Also called by `load_state_dict`, which puts new groups and a new state in place."""
-        super().__setstate__(state)
-        self._share()
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Of all parameters."""
-        super().zero_grad(set_to_none)
-        for p in self._shaped:
-            p.grad = None
+        inner = [p.ndim > 1 and not name.startswith(tuple(outer)) for name, p in named]
+        groups = [[p for (_, p), own in zip(named, inner, strict=True) if own is which] for which in (True, False)]
+        if not all(groups):
+            raise ValueError(f"expected layers for Muon and for AdamW; got {len(groups[0])} and {len(groups[1])}")
+        super().__init__(
+            [{"params": groups[0], "momentum": 0.95}, {"params": groups[1]}], lr=lr, weight_decay=weight_decay
+        )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of both."""
         with torch.enable_grad():
             loss = closure() if closure else None
-        for flat, shaped in zip(self._flat, self._shaped, strict=True):
-            flat.grad = None if shaped.grad is None else shaped.grad.reshape(flat.shape)
-        self._muon.step()
-        self._adamw.step()
+        muon, adamw = self.param_groups
+        for p in muon["params"]:
+            if p.grad is not None:
+                self._muon(p, **{name: muon[name] for name in ("lr", "weight_decay", "momentum")})
+        self.param_groups = [adamw]
+        try:
+            super().step()
+        finally:
+            self.param_groups = [muon, adamw]
         return loss
+
+    def _muon(self, p: Tensor, lr: float, weight_decay: float, momentum: float) -> None:
+        """Along the nearest orthogonal matrix to Nesterov's gradient."""
+        state = self.state[p]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(p)
+            state["step"] = torch.zeros(())  # AdamW asks every state for one when it is loaded
+        state["step"] += 1
+        mean = state["momentum_buffer"].lerp_(p.grad, 1 - momentum)
+        update = orthogonal(p.grad.lerp(mean, momentum).flatten(1))
+        p.mul_(1 - lr * weight_decay).add_(update.view_as(p), alpha=-lr * 0.2 * math.sqrt(max(update.shape)))
+
+
+def orthogonal(matrix: Tensor) -> Tensor:
+    """A matrix with the same singular vectors, and singular values near 1 (0.7 to 1.2), however small they were.
+
+    Five steps of Jordan's iteration, X -> (a + b A + c A²) X with A = X X^T. All steps' factors are polynomials of the
+    first A, so that they are multiplied first, and the long side of the matrix is touched only twice.
+
+    Shape: (M, N) -> (M, N), float32.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = matrix.float()
+    if len(x) > x.shape[1]:
+        return orthogonal(x.mT).mT
+    x = x / x.norm().clamp(min=1e-7)
+    gram, factor = x @ x.mT, torch.eye(len(x), device=x.device)
+    for step in range(5):
+        polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+        polynomial.diagonal().add_(a)
+        factor = polynomial @ factor if step else polynomial
+        gram = polynomial @ gram @ polynomial if step < 4 else gram
+    return factor @ x

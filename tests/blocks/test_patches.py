@@ -2,8 +2,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
-from monai_attention.blocks.patches import PatchEmbedding, crop_to, interpolate_grid, pad_to_multiple
+from monai_attention.blocks.patches import PatchEmbedding, crop_to, interpolate_grid, pad_to_multiple, unpatch
 
 
 @settings(max_examples=20, deadline=None)
@@ -14,6 +15,19 @@ def test_cropping_undoes_padding(size, multiple):
     assert all(n % multiple == 0 and 0 <= n - m < multiple for n, m in zip(padded.shape[2:], size, strict=True))
     assert torch.equal(crop_to(padded, size), x)
     assert padded.sum().item() == pytest.approx(x.sum().item(), abs=1e-4)
+
+
+@pytest.mark.parametrize("stride", [(2, 4), (1, 2, 3)])
+def test_unpatching_is_the_transposed_convolution_in_value_and_gradient(stride):
+    layer = unpatch(3, 5, stride).double()
+    peer = (nn.ConvTranspose2d, nn.ConvTranspose3d)[len(stride) - 2](3, 5, stride, stride).double()
+    peer.load_state_dict(layer.state_dict())
+    x = torch.randn(2, *(4, 2, 3)[: len(stride)], 3).double().movedim(-1, 1).requires_grad_()
+    y, expected = layer(x), peer(x)
+    torch.testing.assert_close(y, expected)
+    weights = torch.randn_like(y)
+    ours = torch.autograd.grad((y * weights).sum(), [x, *layer.parameters()])
+    torch.testing.assert_close(ours, torch.autograd.grad((expected * weights).sum(), [x, *peer.parameters()]))
 
 
 def test_a_linear_table_stays_linear_at_another_grid():
