@@ -48,7 +48,7 @@ def configured(bundle: str, labels: Path, device: str, changes: dict[str, Any]) 
 def measure(bundle: str, labels: Path, device: str, threads: int, rounds: int, **changes: Any) -> dict[str, Any]:
     """Images drawn and learned from per second, medians of `rounds` batches."""
     parser = configured(bundle, labels, device, changes)
-    drawn, size = parser.get_parsed_content("train#dataset"), parser.get("batch_size")
+    drawn, size = parser.get_parsed_content("train#dataset"), parser.get_parsed_content("batch_size")
     numbers = iter(range(len(drawn)))
 
     def batch() -> Any:

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from monai_attention.cohort.phases import is_out_of_memory
 from monai_attention.errors import Refusal
+from monai_attention.finetune.precision import bfloat16_is_fast
 from monai_attention.finetune.processes import count, crops_each
 
 METHODS = ("full", "lora", "head", "scratch")
@@ -190,7 +191,7 @@ def _measured(network: nn.Module, channels: int, roi_size: Sequence[int], device
     for _ in range(2):
         counted.clear()
         start = time.perf_counter()
-        autocast = torch.autocast(device.type, torch.bfloat16)  # as in training
+        autocast = torch.autocast(device.type, torch.bfloat16, enabled=bfloat16_is_fast(device))  # as in training
         with autocast, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             output = network(image)
         logits = output if isinstance(output, Tensor) else output[0]

@@ -65,6 +65,7 @@ def train_config(
             "$from monai_attention.checkpoints import load_weights",
             f"$from {scripts}.handlers import whole_checkpoints",
             f"$from {scripts}.lora import add_lora",
+            f"$from {scripts}.precision import bfloat16_is_fast",
             f"$import {scripts}.processes as processes",
             f"$from {scripts}.rates import parameter_groups",
             f"$from {scripts}.rates import train_only",
@@ -78,7 +79,7 @@ def train_config(
         "device": "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')",
         "seed": 0,
         "num_workers": 1,
-        "amp": True,
+        "amp": "$bfloat16_is_fast(@device)",
         "tensorboard": "$find_spec('tensorboard') is not None",
         "mlflow": None,  # or the address of a server, or sqlite:///FILE
         **{name: _plain(getattr(plan, name)) for name in own},
