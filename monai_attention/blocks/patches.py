@@ -9,6 +9,7 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from monai.networks.blocks.dynunet_block import UnetResBlock
+from monai.networks.layers.factories import Conv
 from torch import Tensor, nn
 
 _LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
@@ -31,37 +32,32 @@ def crop_to(x: Tensor, size: Sequence[int]) -> Tensor:
     return x
 
 
-class _Unpatch:
-    weight: Tensor
-    bias: Tensor
-    stride: tuple[int, ...]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, *G) -> (B, out_channels, *G * stride)."""
-        batch, _, *grid = x.shape
-        weight = self.weight.flatten(1).T.expand(batch, -1, -1)
-        y = torch.baddbmm(self.bias.repeat_interleave(math.prod(self.stride))[:, None], weight, x.flatten(2))
-        y = y.view(batch, -1, *self.stride, *grid)
-        within = range(2, 2 + len(grid))
-        y = y.permute(0, 1, *(axis for k in within for axis in (k + len(grid), k)))
-        return y.reshape(batch, -1, *(n * s for n, s in zip(grid, self.stride, strict=True)))
-
-
-class Unpatch2d(_Unpatch, nn.ConvTranspose2d):
-    """See `unpatch`."""
-
-
-class Unpatch3d(_Unpatch, nn.ConvTranspose3d):
-    """See `unpatch`."""
-
-
-def unpatch(in_channels: int, out_channels: int, patch_size: Sequence[int]) -> nn.Module:
+class Unpatch(nn.Module):
     """A transposed convolution whose kernels are its stride and do not overlap, as a product of matrices.
 
-    The CPU's kernels for transposed convolutions take three times as long, forwards and backwards together.
+    Its parameters are the convolution's, by name and shape. The CPU's kernels for transposed convolutions take three
+    times as long, forwards and backwards together.
+
+    Shape: (B, in_channels, *G) -> (B, out_channels, *G * patch_size).
     """
-    layer = {2: Unpatch2d, 3: Unpatch3d}[len(patch_size)]
-    return layer(in_channels, out_channels, kernel_size=tuple(patch_size), stride=tuple(patch_size))
+
+    def __init__(self, in_channels: int, out_channels: int, patch_size: Sequence[int]) -> None:
+        super().__init__()
+        conv = Conv["convtrans", len(patch_size)](
+            in_channels, out_channels, kernel_size=tuple(patch_size), stride=tuple(patch_size)
+        )
+        self.patch_size = tuple(patch_size)
+        self.weight, self.bias = conv.weight, conv.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Each token becomes a patch of voxels."""
+        batch, _, *grid = x.shape
+        weight = self.weight.flatten(1).T.expand(batch, -1, -1)
+        y = torch.baddbmm(self.bias.repeat_interleave(math.prod(self.patch_size))[:, None], weight, x.flatten(2))
+        y = y.view(batch, -1, *self.patch_size, *grid)
+        within = range(2, 2 + len(grid))
+        y = y.permute(0, 1, *(axis for k in within for axis in (k + len(grid), k)))
+        return y.reshape(batch, -1, *(n * p for n, p in zip(grid, self.patch_size, strict=True)))
 
 
 def double(x: Tensor) -> Tensor:

@@ -43,12 +43,11 @@ class MuonAdamW(AdamW):
         if strange := [start for start in outer if not any(name.startswith(start) for name, _ in named)]:
             raise ValueError(f"outer: no parameter's name begins with {', '.join(strange)}")
         inner = [p.ndim > 1 and not name.startswith(tuple(outer)) for name, p in named]
-        groups = [[p for (_, p), own in zip(named, inner, strict=True) if own is which] for which in (True, False)]
-        if not all(groups):
-            raise ValueError(f"expected layers for Muon and for AdamW; got {len(groups[0])} and {len(groups[1])}")
-        super().__init__(
-            [{"params": groups[0], "momentum": 0.95}, {"params": groups[1]}], lr=lr, weight_decay=weight_decay
-        )
+        muon, adamw = ([p for (_, p), own in zip(named, inner, strict=True) if own is which] for which in (True, False))
+        if not muon or not adamw:
+            raise ValueError(f"expected layers for Muon and for AdamW; got {len(muon)} and {len(adamw)}")
+        groups: list[dict[str, Any]] = [{"params": muon, "momentum": 0.95}, {"params": adamw}]
+        super().__init__(groups, lr=lr, weight_decay=weight_decay)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -58,7 +57,7 @@ class MuonAdamW(AdamW):
         muon, adamw = self.param_groups
         for p in muon["params"]:
             if p.grad is not None:
-                self._muon(p, **{name: muon[name] for name in ("lr", "weight_decay", "momentum")})
+                self._muon(p, p.grad, muon["lr"], muon["weight_decay"], muon["momentum"])
         self.param_groups = [adamw]
         try:
             super().step()
@@ -66,15 +65,15 @@ class MuonAdamW(AdamW):
             self.param_groups = [muon, adamw]
         return loss
 
-    def _muon(self, p: Tensor, lr: float, weight_decay: float, momentum: float) -> None:
+    def _muon(self, p: Tensor, gradient: Tensor, lr: float, weight_decay: float, momentum: float) -> None:
         """Along the nearest orthogonal matrix to Nesterov's gradient."""
         state = self.state[p]
         if not state:
             state["momentum_buffer"] = torch.zeros_like(p)
             state["step"] = torch.zeros(())  # AdamW asks every state for one when it is loaded
         state["step"] += 1
-        mean = state["momentum_buffer"].lerp_(p.grad, 1 - momentum)
-        update = orthogonal(p.grad.lerp(mean, momentum).flatten(1))
+        mean = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
+        update = orthogonal(gradient.lerp(mean, momentum).flatten(1))
         p.mul_(1 - lr * weight_decay).add_(update.view_as(p), alpha=-lr * 0.2 * math.sqrt(max(update.shape)))
 
 

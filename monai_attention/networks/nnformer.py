@@ -25,7 +25,7 @@ from monai.networks.layers.factories import Conv
 from torch import Tensor, nn
 
 from monai_attention.blocks.attention import Mlp, check_heads
-from monai_attention.blocks.patches import crop_to, pad_to_multiple, unpatch
+from monai_attention.blocks.patches import Unpatch, crop_to, pad_to_multiple
 from monai_attention.blocks.recompute import run
 from monai_attention.blocks.swin import RelativePosition, rising_rates, swin_blocks
 from monai_attention.blocks.window_attention import received_attention, window_attention
@@ -297,7 +297,7 @@ class NNFormer(nn.Module):
             )
             for i in reversed(range(stages - 1))
         )
-        self.heads = nn.ModuleList(unpatch(w, out_channels, self.patch_size) for w in widths[:-1])  # finest first
+        self.heads = nn.ModuleList(Unpatch(w, out_channels, self.patch_size) for w in widths[:-1])  # finest first
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Logits (B, out_channels, *S) of an image (B, in_channels, *S)."""

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from monai_attention.blocks.patches import PatchEmbedding, crop_to, interpolate_grid, pad_to_multiple, unpatch
+from monai_attention.blocks.patches import PatchEmbedding, Unpatch, crop_to, interpolate_grid, pad_to_multiple
 
 
 @settings(max_examples=20, deadline=None)
@@ -19,7 +19,7 @@ def test_cropping_undoes_padding(size, multiple):
 
 @pytest.mark.parametrize("stride", [(2, 4), (1, 2, 3)])
 def test_unpatching_is_the_transposed_convolution_in_value_and_gradient(stride):
-    layer = unpatch(3, 5, stride).double()
+    layer = Unpatch(3, 5, stride).double()
     peer = (nn.ConvTranspose2d, nn.ConvTranspose3d)[len(stride) - 2](3, 5, stride, stride).double()
     peer.load_state_dict(layer.state_dict())
     x = torch.randn(2, *(4, 2, 3)[: len(stride)], 3).double().movedim(-1, 1).requires_grad_()
