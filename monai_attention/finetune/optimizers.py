@@ -23,8 +23,9 @@ class MuonAdamW(AdamW):
 
     Args:
         params: with their names, as `Module.named_parameters` gives them.
-        outer: beginnings of the names of layers that take the image or give the answer: they are AdamW's too, as are
-            numbers on one axis (biases, norms). Muon would make the first answers swing.
+        outer: beginnings of the names of layers that take the image or give the answer: they are AdamW's too, as is
+            what is no layer's `weight` (tables of positions) or lies on one axis (norms). Muon would make the first
+            answers swing.
         lr: of both.
         weight_decay: of both, decoupled.
 
@@ -42,7 +43,7 @@ class MuonAdamW(AdamW):
         named = list(params)
         if strange := [start for start in outer if not any(name.startswith(start) for name, _ in named)]:
             raise ValueError(f"outer: no parameter's name begins with {', '.join(strange)}")
-        inner = [p.ndim > 1 and not name.startswith(tuple(outer)) for name, p in named]
+        inner = [p.ndim > 1 and name.endswith("weight") and not name.startswith(tuple(outer)) for name, p in named]
         muon, adamw = ([p for (_, p), own in zip(named, inner, strict=True) if own is which] for which in (True, False))
         if not muon or not adamw:
             raise ValueError(f"expected layers for Muon and for AdamW; got {len(muon)} and {len(adamw)}")
