@@ -55,7 +55,9 @@ def test_inner_layers_take_muon_s_steps_and_the_rest_adamw_s():
     peer[1] = Matrix(peer[1])
     both = (
         torch.optim.Muon([peer[1].weight, peer[5].weight], lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW([*peer[0].parameters(), peer[1].bias, peer[2].table, peer[5].bias], lr=0.01, weight_decay=0.1),
+        torch.optim.AdamW(
+            [*peer[0].parameters(), peer[1].bias, peer[2].table, peer[5].bias], lr=0.01, weight_decay=0.1
+        ),
     )
     train(peer, both, 3)
     for (name, ours), theirs in zip(net.named_parameters(), peer.parameters(), strict=True):
