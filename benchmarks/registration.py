@@ -91,7 +91,7 @@ def ours(folder: Path, steps: int, bundle: str | None) -> None:
     from monai_attention.io.fields import write_field
     from monai_attention.io.read import read
     from monai_attention.registration.case import scan_of
-    from monai_attention.registration.network import network_of
+    from monai_attention.registration.network import network_of, pose_of
     from monai_attention.registration.pair import Plan, register_pair
     from monai_attention.registration.transformation import displacement, resample
 
@@ -99,8 +99,9 @@ def ours(folder: Path, steps: int, bundle: str | None) -> None:
     fixed, moving, labels = (scan_of(read(folder / f"{name}.nii.gz"), device) for name in ("fixed", "moving", "labels"))
     loaded = None if bundle is None else load_registration(bundle)
     network = None if loaded is None else network_of(loaded.model, loaded.spacing_mm)
+    pose = None if loaded is None else pose_of(loaded.model, loaded.spacing_mm)
     start = time.perf_counter()
-    found = register_pair(fixed, moving, Plan(steps=steps, network=network), Phases(device))
+    found = register_pair(fixed, moving, Plan(steps=steps, network=network, pose=pose), Phases(device))
     resample(moving, found.transformation, fixed)  # the peers' times hold it as well
     seconds = time.perf_counter() - start
     warped = resample(labels, found.transformation, fixed, mode="nearest")[0, 0].numpy().astype(np.uint8)

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import torch
+from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from monai_attention.registration.fields import identity
@@ -72,7 +73,14 @@ class Affine(NamedTuple):
     mirrored: bool
 
 
-def register_affine(fixed: Scan, moving: Scan, *, levels: Sequence[Level] = LEVELS, on_step: OnStep = untold) -> Affine:
+def register_affine(
+    fixed: Scan,
+    moving: Scan,
+    *,
+    start: Tensor | None = None,
+    levels: Sequence[Level] = LEVELS,
+    on_step: OnStep = untold,
+) -> Affine:
     """The affine transformation under which two scans tell most about each other.
 
     It finds rotations of up to 40 degrees and any shift that the centres of mass tell. The result never mirrors.
@@ -80,6 +88,7 @@ def register_affine(fixed: Scan, moving: Scan, *, levels: Sequence[Level] = LEVE
     Args:
         fixed: any contrast and resolution.
         moving: any other.
+        start: a matrix near the one that is sought, which does not mirror: what the first level would have found.
         levels: coarse to fine.
         on_step: progress.
 
@@ -90,12 +99,17 @@ def register_affine(fixed: Scan, moving: Scan, *, levels: Sequence[Level] = LEVE
         if float((scan.spacing * torch.tensor(scan.shape)).max()) < SMALLEST_MM:
             raise ValueError(f"expected a field of view of at least {SMALLEST_MM:g} mm along some axis")
     fixed, moving = normalised(fixed), normalised(moving)
-    total = 2 * TRIED * levels[0].steps + sum(level.steps for level in levels[1:])
+    searched = TRIED * levels[0].steps
+    total = (2 if start is None else 1) * searched + sum(level.steps for level in levels[1:])
 
     def count() -> None:
         on_step(STAGE, total)
 
-    search, best = _first(fixed, moving, levels[0], count)
+    if start is None:
+        search, best = _first(fixed, moving, levels[0], count)
+    else:
+        search = _Search(fixed, moving, (_centre(fixed), _centre(moving)), levels[0])
+        best = parameters(start, *search.centres)
     other, mirrored = _first(fixed, replace(moving, values=moving.values.flip(_across(moving))), levels[0], count)
     plain, (turned, seen) = search.judge(best)[0], other.judge(mirrored)
     for level in levels[1:]:
@@ -135,6 +149,27 @@ def matrix(parameters: Tensor, fixed_centre: Tensor, moving_centre: Tensor) -> T
     last = moving_centre + shift - linear @ fixed_centre
     bottom = linear.new_tensor([[0.0, 0.0, 0.0, 1.0]])
     return torch.cat([torch.cat([linear, last[:, None]], dim=1), bottom])
+
+
+def parameters(matrix: Tensor, fixed_centre: Tensor, moving_centre: Tensor) -> Tensor:
+    """The twelve numbers of a matrix that does not mirror, of the centres' type; see `matrix`.
+
+    Raises:
+        ValueError: it mirrors.
+    """
+    linear = matrix[:3, :3].double().cpu()
+    if not torch.linalg.det(linear) > 0:
+        raise ValueError(f"expected a matrix that does not mirror; its determinant is {torch.linalg.det(linear):g}")
+    turn, stretch = torch.linalg.qr(linear)
+    signs = stretch.diagonal().sign()  # turns have a positive determinant, sizes are positive
+    turn, stretch = turn * signs, stretch * signs[:, None]
+    sizes = stretch.diagonal()
+    skew = stretch / sizes
+    rotation = torch.from_numpy(Rotation.from_matrix(turn.numpy()).as_rotvec())
+    here, there = (centre.double().cpu() for centre in (fixed_centre, moving_centre))
+    shift = linear @ here + matrix[:3, 3].double().cpu() - there
+    shears = torch.stack([skew[0, 1], skew[0, 2], skew[1, 2]])
+    return torch.cat([shift, rotation * RADIUS, sizes.log() * RADIUS, shears * RADIUS]).to(fixed_centre)
 
 
 def _starts(fixed: Scan, centres: tuple[Tensor, Tensor]) -> Iterator[Tensor]:

@@ -27,6 +27,9 @@ COARSEST_MM = 8.0
 Network = Callable[[Scan, Scan], Tensor]
 """From the moving and the fixed scan on one grid to a ddf there, (1, 3, *S)."""
 
+Pose = Callable[[Scan, Scan], Tensor | None]
+"""From the moving and the fixed scan, each as it is, to a matrix (4, 4), fixed -> moving in RAS mm; None: not found."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -38,6 +41,7 @@ class Plan:
         steps: of the optimisation on that grid (more on coarser ones); 0: none.
         weight: of the field's smoothness; None: as suits the similarity.
         network: see `Network`; None: none.
+        pose: what the affine registration begins with, see `Pose`; None: it searches.
         seconds: the optimisation ends after so many; None: after all steps.
     """
 
@@ -46,6 +50,7 @@ class Plan:
     steps: int = 50
     weight: float | None = None
     network: Network | None = None
+    pose: Pose | None = None
     seconds: float | None = None
 
 
@@ -90,7 +95,8 @@ def register_pair(fixed: Scan, moving: Scan, plan: Plan, phases: Phases, *, on_s
         ValueError: a scan is constant, or there is no such similarity.
     """
     with phases.phase("affine"):
-        affine = register_affine(fixed, moving, on_step=on_step)
+        begin = None if plan.pose is None else plan.pose(moving, fixed)
+        affine = register_affine(fixed, moving, start=begin, on_step=on_step)
     still, moved, seen = _on_one_grid(normalised(fixed), normalised(moving), affine.matrix, plan.spacing)
     name = suited(moved.values, still.values, seen) if plan.similarity == "auto" else plan.similarity
     unlike = similarity(name)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from monai_attention.registration.affine import matrix, register_affine
+from monai_attention.registration.affine import matrix, parameters, register_affine
 from monai_attention.registration.scan import Scan
 from monai_attention.registration.transformation import Transformation
 from tests.registration.make_scans import T2, error_mm, head, moved, rigid
@@ -47,6 +47,26 @@ def test_parameters_are_what_they_say():
     torch.testing.assert_close(torch.linalg.det(matrix(parameters, *centres)), torch.tensor(2.0))
     parameters[9:] = 30
     torch.testing.assert_close(torch.linalg.det(matrix(parameters, *centres)), torch.tensor(2.0))
+
+
+def test_a_matrix_and_its_parameters_are_the_same():
+    centres = torch.tensor([1.0, 2, 3]), torch.tensor([-4.0, 5, 6])
+    given = torch.tensor([7.0, -8, 9, 60, -100, 70, 10, -20, 30, 15, -5, 25])
+    torch.testing.assert_close(parameters(matrix(given, *centres), *centres), given, rtol=0, atol=1e-3)
+    with pytest.raises(ValueError, match="does not mirror; its determinant is -1"):
+        parameters(torch.diag(torch.tensor([-1.0, 1, 1, 1])), *centres)
+
+
+def test_a_start_leads_to_where_no_search_would():
+    """Upside down: the search's own starts are turned by 25 degrees at most."""
+    truth = rigid((0, 150, 0), (15, -10, 20))
+    fixed = head()
+    moving = moved(head(seed=1), truth)
+    near = rigid((4, -4, 4), (3, 3, -3)) @ truth
+    found = register_affine(fixed, moving, start=near)
+    assert error_mm(Transformation(found.matrix), Transformation(truth), fixed) < 2
+    assert error_mm(Transformation(near), Transformation(truth), fixed) > 6
+    assert not found.mirrored
 
 
 def test_a_constant_scan_is_refused():

@@ -6,7 +6,7 @@ from monai_attention.registration import SIMILARITIES as NAMES
 from monai_attention.registration.pair import Plan, cropped, evenly_spaced, register_pair
 from monai_attention.registration.scan import Scan, normalised
 from monai_attention.registration.similarities import SIMILARITIES, otsu, similarity, suited
-from tests.registration.make_scans import T2, head
+from tests.registration.make_scans import T2, head, moved, rigid
 
 CPU = torch.device("cpu")
 
@@ -31,6 +31,18 @@ def test_a_network_helps_where_it_knows_better():
     found = register_pair(scan, scan, plan, Phases(CPU))
     assert not found.worse
     assert found.transformation.ddf is not None
+
+
+def test_the_affine_registration_begins_with_a_pose_if_there_is_one():
+    scan = head(6.0)
+    turned = rigid((0, 150, 0), (0, 0, 0))
+    other = moved(scan, turned)
+    found, lost = (
+        register_pair(scan, other, Plan(similarity="lncc", spacing=6.0, steps=0, pose=pose), Phases(CPU))
+        for pose in (lambda moving, fixed: turned if moving is other and fixed is scan else None, lambda *_: None)
+    )
+    assert (found.transformation.matrix - turned).abs().max() < 1
+    assert (lost.transformation.matrix - turned).abs().max() > 10
 
 
 def test_what_may_be_typed_is_what_there_is():
