@@ -185,6 +185,24 @@ def test_its_training_runs_on_label_maps_made_of_code(bundle, tmp_path):
     assert bundles.info(copy).weights_sha256 != bundles.info(bundle).weights_sha256
 
 
+def test_its_evaluation_judges_its_own_weights(segmenting, tmp_path):
+    """`evaluate.json` on top of `train.json`: what is scored is the network of `models/model.pt`, and nothing else."""
+    from monai_attention.synthesis.phantom import head_labels
+
+    labels, affine = head_labels(4.0)
+    nibabel.save(nibabel.Nifti1Image(labels, affine), tmp_path / "0.nii.gz")
+    small = {"validate#dataset#length": 1, "validate#dataset#generator#roi_size": [32, 32, 32], "spacing": 4.0}
+    workflow = training(segmenting, segmenting, tmp_path, "evaluate.json")(**small)
+    workflow.initialize()
+    workflow.run()
+    judged = workflow.parser.get_parsed_content("validate#evaluator").network.state_dict()
+    released = torch.load(segmenting / "models/model.pt", weights_only=True)
+    assert set(judged) == set(released)
+    for name, weights in released.items():
+        torch.testing.assert_close(judged[name], weights.float(), rtol=0, atol=0)
+    assert (tmp_path / "run/val_mean_dice_raw.csv").is_file()
+
+
 def test_a_registration_trains_on_a_users_own_images(registering, tmp_path):
     """`own_images.json` on top of `train.json`: no labels; it begins with the bundle's weights, and validates."""
     for k in range(3):
