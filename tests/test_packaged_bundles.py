@@ -3,6 +3,8 @@
 import functools
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import nibabel
@@ -183,6 +185,13 @@ def test_its_training_runs_on_label_maps_made_of_code(bundle, tmp_path):
     releasing.run()
     assert bundles.info(copy).weights_sha256 == file_sha256(copy / "models/model.pt")
     assert bundles.info(copy).weights_sha256 != bundles.info(bundle).weights_sha256
+
+
+def test_its_training_needs_no_import_but_its_own(bundle):
+    """In a process of its own: here, other tests have imported what a configuration may have forgotten."""
+    parse = "import sys; from monai.bundle import ConfigParser as P; p = P(); p.read_config(sys.argv[1])"
+    command = [sys.executable, "-c", f"{parse}; p.get_parsed_content('optimizer')", bundle / "configs/train.json"]
+    subprocess.run(command, check=True, capture_output=True)
 
 
 def test_its_evaluation_judges_its_own_weights(segmenting, tmp_path):
