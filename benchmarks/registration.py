@@ -150,6 +150,7 @@ def compare(arguments: argparse.Namespace, contrast: str) -> dict[str, list[dict
     maps = sorted(arguments.labels.glob("*.nii*"))
     methods = [method for method, (_, with_network) in OURS.items() if arguments.bundle or not with_network]
     methods += PEERS if arguments.peers else ()
+    methods = [method for method in methods if method in arguments.only]
     results: dict[str, list[dict[str, Any]]] = {method: [] for method in methods}
     for pair in arguments.pairs:
         with tempfile.TemporaryDirectory() as name:
@@ -189,6 +190,7 @@ def main() -> None:
     parser.add_argument("--bundle", help="one that registers; without it, affine and optimisation only")
     parser.add_argument("--contrast", choices=("same", "other"), action="append", help="both if left out")
     parser.add_argument("--peers", help="a Python that has antspyx and itk-elastix; ours alone without it")
+    parser.add_argument("--only", nargs="+", choices=(*OURS, *PEERS), default=[*OURS, *PEERS], metavar="METHOD")
     parser.add_argument("--save", action="store_true", help="into README.md beside this file")
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--steps", type=int, help=argparse.SUPPRESS)

@@ -13,9 +13,8 @@ import pytest
 import torch
 
 from monai_attention import bundles, segment
-from monai_attention.bundle_build import Builder
 from monai_attention.bundle_verify import verify
-from monai_attention.checkpoints import file_sha256, release_weights
+from monai_attention.checkpoints import file_sha256
 from monai_attention.inference.demo import make_phantom
 
 SCHEMA = Path(__file__).parent / "data/meta_schema_20240725.json"
@@ -25,32 +24,19 @@ def names(*purposes):
     return [one.name for one in bundles.list_bundles() if one.purpose in purposes]
 
 
-def with_weights(name, tmp_path_factory):
-    """A packaged bundle; if it is not trained yet, a copy with weights that know nothing."""
-    folder = bundles.find(name)
-    if bundles.info(folder).trained:
-        return folder
-    copy = shutil.copytree(folder, tmp_path_factory.mktemp("bundle") / name)
-    _, inference = bundles.configurations(copy, {})
-    torch.manual_seed(0)
-    torch.save(Builder(inference).make("network_def").state_dict(), copy / "untrained.pt")
-    release_weights(copy / "untrained.pt", copy)
-    return copy
-
-
 @pytest.fixture(params=names("segment", "register"))
-def bundle(request, tmp_path_factory):
-    return with_weights(request.param, tmp_path_factory)
+def bundle(request):
+    return bundles.find(request.param)
 
 
 @pytest.fixture(params=names("segment"))
-def segmenting(request, tmp_path_factory):
-    return with_weights(request.param, tmp_path_factory)
+def segmenting(request):
+    return bundles.find(request.param)
 
 
 @pytest.fixture(params=names("register"))
-def registering(request, tmp_path_factory):
-    return with_weights(request.param, tmp_path_factory)
+def registering(request):
+    return bundles.find(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +44,9 @@ def head(tmp_path_factory):
     return make_phantom(tmp_path_factory.mktemp("data") / "head.nii.gz", spacing=3.0)
 
 
-def test_there_are_bundles():
-    assert bundles.packaged_names()
+def test_there_are_bundles_with_weights():
+    assert all(one.trained for one in bundles.list_bundles())
+    assert len(bundles.packaged_names()) >= 4
 
 
 def test_it_verifies_by_our_checks(bundle):

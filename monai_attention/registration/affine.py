@@ -77,7 +77,7 @@ def register_affine(
     fixed: Scan,
     moving: Scan,
     *,
-    start: Tensor | None = None,
+    known: Tensor | None = None,
     levels: Sequence[Level] = LEVELS,
     on_step: OnStep = untold,
 ) -> Affine:
@@ -88,7 +88,7 @@ def register_affine(
     Args:
         fixed: any contrast and resolution.
         moving: any other.
-        start: a matrix near the one that is sought, which does not mirror: what the first level would have found.
+        known: a matrix that was found in a better way and does not mirror; it is judged, not searched for.
         levels: coarse to fine.
         on_step: progress.
 
@@ -99,22 +99,21 @@ def register_affine(
         if float((scan.spacing * torch.tensor(scan.shape)).max()) < SMALLEST_MM:
             raise ValueError(f"expected a field of view of at least {SMALLEST_MM:g} mm along some axis")
     fixed, moving = normalised(fixed), normalised(moving)
-    searched = TRIED * levels[0].steps
-    total = (2 if start is None else 1) * searched + sum(level.steps for level in levels[1:])
+    later = levels[1:] if known is None else ()
+    total = 2 * TRIED * levels[0].steps + sum(level.steps for level in later)
 
     def count() -> None:
         on_step(STAGE, total)
 
-    if start is None:
-        search, best = _first(fixed, moving, levels[0], count)
-    else:
-        search = _Search(fixed, moving, (_centre(fixed), _centre(moving)), levels[0])
-        best = parameters(start, *search.centres)
+    search, best = _first(fixed, moving, levels[0], count)
     other, mirrored = _first(fixed, replace(moving, values=moving.values.flip(_across(moving))), levels[0], count)
     plain, (turned, seen) = search.judge(best)[0], other.judge(mirrored)
-    for level in levels[1:]:
+    for level in later:
         search = _Search(fixed, moving, search.centres, level)
         best = search.descend(best, count)
+    if known is not None:
+        search = _Search(fixed, moving, search.centres, levels[-1])
+        best = parameters(known, *search.centres)
     found = matrix(best.detach().cpu().double(), *(centre.cpu().double() for centre in search.centres))
     return Affine(found, *search.judge(best), mirrored=seen > 0.5 and turned > MIRRORED * max(plain, 0.0))
 

@@ -43,7 +43,9 @@ def network_of(model: Model, spacing_mm: Sequence[float]) -> Network:
 
 
 def pose_of(model: Model, spacing_mm: Sequence[float]) -> Pose | None:
-    """What `pair.Plan` begins with: the affine map between the structures that the model recognises in each scan.
+    """What `pair.Plan` takes for the affine registration: the map between structures that the model recognises.
+
+    It is not refined by mutual information: on heads of two people in two contrasts that was seen to lead away from it.
 
     Args:
         model: trained on images in RAS.

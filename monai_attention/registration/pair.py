@@ -41,7 +41,7 @@ class Plan:
         steps: of the optimisation on that grid (more on coarser ones); 0: none.
         weight: of the field's smoothness; None: as suits the similarity.
         network: see `Network`; None: none.
-        pose: what the affine registration begins with, see `Pose`; None: it searches.
+        pose: in place of the affine registration, see `Pose`; None: there is no other.
         seconds: the optimisation ends after so many; None: after all steps.
     """
 
@@ -95,8 +95,8 @@ def register_pair(fixed: Scan, moving: Scan, plan: Plan, phases: Phases, *, on_s
         ValueError: a scan is constant, or there is no such similarity.
     """
     with phases.phase("affine"):
-        begin = None if plan.pose is None else plan.pose(moving, fixed)
-        affine = register_affine(fixed, moving, start=begin, on_step=on_step)
+        known = None if plan.pose is None else plan.pose(moving, fixed)
+        affine = register_affine(fixed, moving, known=known, on_step=on_step)
     still, moved, seen = _on_one_grid(normalised(fixed), normalised(moving), affine.matrix, plan.spacing)
     name = suited(moved.values, still.values, seen) if plan.similarity == "auto" else plan.similarity
     unlike = similarity(name)

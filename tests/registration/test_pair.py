@@ -33,7 +33,7 @@ def test_a_network_helps_where_it_knows_better():
     assert found.transformation.ddf is not None
 
 
-def test_the_affine_registration_begins_with_a_pose_if_there_is_one():
+def test_a_pose_stands_in_for_the_affine_registration_where_it_is_found():
     scan = head(6.0)
     turned = rigid((0, 150, 0), (0, 0, 0))
     other = moved(scan, turned)
