@@ -223,7 +223,7 @@ def test_a_registrations_training_lowers_its_loss_and_raises_dice(registering, t
         labels, affine = head_labels(4.0)
         nibabel.save(nibabel.Nifti1Image(labels, affine), tmp_path / f"{k}.nii.gz")
     small = {"roi_size": [48, 48, 48], "spacing": 4.0, "amp": False, "learning_rate": 0.002, "epoch_length": 40}
-    small["network_def#roi_size"] = [48, 48, 48]
+    small |= {"network_def#roi_size": [48, 48, 48], "ema#momentum": 0.2}
     pairs = {"train#dataset#length": 2, "validate#dataset": "@train#dataset", "val_interval": 1}
     pairs |= {f"train#dataset#images#generator#{key}": value for key, value in (("scaling", 0.2), ("elastic_mm", 8.0))}
     workflow = training(registering, registering, tmp_path)(max_epochs=1, **{**small, **pairs})
