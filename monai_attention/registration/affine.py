@@ -13,7 +13,6 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import torch
-from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from monai_attention.registration.fields import identity
@@ -93,8 +92,10 @@ def register_affine(
         on_step: progress.
 
     Raises:
-        ValueError: a scan is constant, or smaller than a few cm.
+        ValueError: a scan is constant, or smaller than a few cm, or the known matrix mirrors.
     """
+    if known is not None and not torch.linalg.det(known[:3, :3]) > 0:
+        raise ValueError(f"expected a known matrix that does not mirror; got {known.tolist()}")
     for scan in (fixed, moving):
         if float((scan.spacing * torch.tensor(scan.shape)).max()) < SMALLEST_MM:
             raise ValueError(f"expected a field of view of at least {SMALLEST_MM:g} mm along some axis")
@@ -107,15 +108,14 @@ def register_affine(
 
     search, best = _first(fixed, moving, levels[0], count)
     other, mirrored = _first(fixed, replace(moving, values=moving.values.flip(_across(moving))), levels[0], count)
-    plain, (turned, seen) = search.judge(best)[0], other.judge(mirrored)
+    plain, (turned, seen) = search.judge(search.matrix(best))[0], other.judge(other.matrix(mirrored))
     for level in later:
         search = _Search(fixed, moving, search.centres, level)
         best = search.descend(best, count)
+    found = search.matrix(best)
     if known is not None:
-        search = _Search(fixed, moving, search.centres, levels[-1])
-        best = parameters(known, *search.centres)
-    found = matrix(best.detach().cpu().double(), *(centre.cpu().double() for centre in search.centres))
-    return Affine(found, *search.judge(best), mirrored=seen > 0.5 and turned > MIRRORED * max(plain, 0.0))
+        search, found = _Search(fixed, moving, search.centres, levels[-1]), known
+    return Affine(found, *search.judge(found), mirrored=seen > 0.5 and turned > MIRRORED * max(plain, 0.0))
 
 
 def _first(fixed: Scan, moving: Scan, level: Level, count: Callable[[], None]) -> tuple[_Search, Tensor]:
@@ -148,27 +148,6 @@ def matrix(parameters: Tensor, fixed_centre: Tensor, moving_centre: Tensor) -> T
     last = moving_centre + shift - linear @ fixed_centre
     bottom = linear.new_tensor([[0.0, 0.0, 0.0, 1.0]])
     return torch.cat([torch.cat([linear, last[:, None]], dim=1), bottom])
-
-
-def parameters(matrix: Tensor, fixed_centre: Tensor, moving_centre: Tensor) -> Tensor:
-    """The twelve numbers of a matrix that does not mirror, of the centres' type; see `matrix`.
-
-    Raises:
-        ValueError: it mirrors.
-    """
-    linear = matrix[:3, :3].double().cpu()
-    if not torch.linalg.det(linear) > 0:
-        raise ValueError(f"expected a matrix that does not mirror; its determinant is {torch.linalg.det(linear):g}")
-    turn, stretch = torch.linalg.qr(linear)
-    signs = stretch.diagonal().sign()  # turns have a positive determinant, sizes are positive
-    turn, stretch = turn * signs, stretch * signs[:, None]
-    sizes = stretch.diagonal()
-    skew = stretch / sizes
-    rotation = torch.from_numpy(Rotation.from_matrix(turn.numpy()).as_rotvec())
-    here, there = (centre.double().cpu() for centre in (fixed_centre, moving_centre))
-    shift = linear @ here + matrix[:3, 3].double().cpu() - there
-    shears = torch.stack([skew[0, 1], skew[0, 2], skew[1, 2]])
-    return torch.cat([shift, rotation * RADIUS, sizes.log() * RADIUS, shears * RADIUS]).to(fixed_centre)
 
 
 def _starts(fixed: Scan, centres: tuple[Tensor, Tensor]) -> Iterator[Tensor]:
@@ -204,21 +183,25 @@ class _Search:
 
     def loss(self, parameters: Tensor) -> Tensor:
         """Minus the mutual information where both are seen; more, where that is too little of the smaller one."""
-        unlike, seen = self._look(parameters)
+        unlike, seen = self._look(matrix(parameters, *self.centres))
         return unlike + 4 * (self.enough - seen).clamp_min(0)
 
-    def judge(self, parameters: Tensor) -> tuple[float, float]:
+    def matrix(self, parameters: Tensor) -> Tensor:
+        """Of parameters, exactly: (4, 4), float64."""
+        return matrix(parameters.detach().cpu().double(), *(centre.cpu().double() for centre in self.centres))
+
+    def judge(self, found: Tensor) -> tuple[float, float]:
         """Mutual information in nats, and the share of the smaller field of view that both see."""
         with torch.no_grad():
-            unlike, seen = self._look(parameters)
+            unlike, seen = self._look(found)
         return -float(unlike), min(1.0, float(seen) * 0.5 / self.enough)
 
-    def _look(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+    def _look(self, found: Tensor) -> tuple[Tensor, Tensor]:
         """Minus the mutual information where both are seen, and the share of points where they are."""
-        places = transform(self.points, matrix(parameters, *self.centres))
+        places = transform(self.points, found)
         seen = self.moving.inside(places)
-        found = self.moving.at(places, padding="border").mean(dim=1, keepdim=True)
-        return self.similarity(found, self.values, seen), seen.mean()
+        values = self.moving.at(places, padding="border").mean(dim=1, keepdim=True)
+        return self.similarity(values, self.values, seen), seen.mean()
 
     def descend(self, start: Tensor, count: Callable[[], None]) -> Tensor:
         """The best parameters met on the way down from a start."""
