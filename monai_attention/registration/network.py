@@ -78,13 +78,13 @@ def affine_between(here: Tensor, there: Tensor, *, nearest_mm: float = 2.0) -> T
     Returns:
         Shape (4, 4), float64; None if it mirrors, or half of the points stay further away than `FARTHEST_MM`.
     """
-    points, goals = (F.pad(x.double(), (0, 1), value=1.0) for x in (here, there))
+    points, goals = F.pad(here.double(), (0, 1), value=1.0), there.double()
     weights = torch.ones_like(points[:, :1])
     for _ in range(20):  # least squares, weighted again and again
         columns = torch.linalg.lstsq(points * weights.sqrt(), goals * weights.sqrt()).solution
         off = (points @ columns - goals).norm(dim=1, keepdim=True)
         weights = 1 / off.clamp_min(nearest_mm)
-    matrix = columns.T
+    matrix = torch.cat([columns.T, points.new_tensor([[0.0, 0.0, 0.0, 1.0]])])
     return matrix if torch.linalg.det(matrix[:3, :3]) > 0 and float(off.median()) < FARTHEST_MM else None
 
 

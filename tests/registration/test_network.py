@@ -112,6 +112,7 @@ def test_a_few_wrong_points_hardly_change_an_affine_map():
     there = transform(here.T[None], truth)[0].T.double() + torch.randn(30, 3, generator=generator)
     there[:4] += 80
     found = affine_between(here, there)
+    assert found[3].tolist() == [0, 0, 0, 1]
     assert (found - truth)[:3, 3].norm() < 1.5
     assert (found - truth)[:3, :3].abs().max() < 0.03
     assert affine_between(here, there * torch.tensor([-1.0, 1, 1])) is None
