@@ -158,7 +158,7 @@ def write_nifti(path: str | Path, array: np.ndarray, affine: np.ndarray, *, slop
 
     Args:
         path: ends in `.nii.gz`.
-        array: shape (X, Y, Z); its dtype is the file's.
+        array: shape (X, Y, Z), or (X, Y, Z, C) of several channels; its dtype is the file's.
         affine: shape (4, 4), voxel index -> RAS world mm.
         slope: readers multiply the array by it.
     """
@@ -166,7 +166,8 @@ def write_nifti(path: str | Path, array: np.ndarray, affine: np.ndarray, *, slop
         raise ValueError(f"the name must end in .nii.gz, got {path}")
     header = nifti_header(array.shape, array.dtype, affine)
     header.set_slope_inter(slope, 0)
-    write_planes(path, header, np.moveaxis(array, 2, 0))
+    volumes = np.moveaxis(array, 3, 0) if array.ndim == 4 else array[None]
+    write_planes(path, header, (plane for volume in volumes for plane in np.moveaxis(volume, 2, 0)))
 
 
 def nifti_header(shape: tuple[int, ...], dtype: np.dtype, affine: np.ndarray) -> Nifti1Header:
@@ -190,7 +191,8 @@ def write_planes(path: str | Path, header: Nifti1Header, planes: Iterable[np.nda
     Args:
         path: ends in `.nii.gz` or `.nii`.
         header: of the image.
-        planes: shape (X, Y), in the order of the file, that is along the third axis first. One at a time is copied.
+        planes: shape (X, Y), in the order of the file, that is along the third axis, then the fourth. One at a time is
+            copied.
     """
     dtype = header.get_data_dtype()
     # Digits of measured numbers hardly compress: on fields more effort takes several times as long for nothing.

@@ -19,7 +19,15 @@ from monai_attention.errors import Refusal
 from monai_attention.io import write
 from monai_attention.io.geometry import corners, is_sheared, spacing
 from monai_attention.io.process import Process
-from monai_attention.io.write import check_writable, replacing, sweep_leftovers, write_json, write_labels, write_text
+from monai_attention.io.write import (
+    check_writable,
+    replacing,
+    sweep_leftovers,
+    write_json,
+    write_labels,
+    write_nifti,
+    write_text,
+)
 
 
 def half_written(path, error):
@@ -152,6 +160,13 @@ def test_equal_labels_give_equal_bytes_under_any_name_at_any_time(tmp_path, monk
     np.testing.assert_array_equal(np.asarray(image.dataobj), labels)
     np.testing.assert_allclose(image.get_qform(coded=True)[0], affine, atol=1e-6)
     np.testing.assert_allclose(image.get_sform(coded=True)[0], affine, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(4, 5, 6), (4, 5, 6, 3)])
+def test_other_readers_find_every_voxel_where_it_was(tmp_path, shape):
+    array = np.arange(np.prod(shape), dtype=np.int16).reshape(shape)
+    write_nifti(tmp_path / "image.nii.gz", array, np.eye(4))
+    assert np.array_equal(np.asarray(nibabel.load(tmp_path / "image.nii.gz").dataobj), array)
 
 
 def test_labels_of_another_type_or_name_are_not_written(tmp_path):
