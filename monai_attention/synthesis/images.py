@@ -44,6 +44,7 @@ class ImageGenerator:
             resemble the first, second, ... of `contrasts`.
         strip_probability: how often everything in `strip_labels` is set to black.
         strip_labels: values of the label map outside the brain.
+        tumour_probability: how often a tumour grows in the image, where there is soil for it.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class ImageGenerator:
         channels: int = 1,
         strip_probability: float = 0.25,
         strip_labels: Sequence[int] = (),
+        tumour_probability: float = 1.0,
     ) -> None:
         self.roi_size = tuple(roi_size)
         self.spacing = spacing
@@ -82,6 +84,7 @@ class ImageGenerator:
         self.channels = channels
         self.strip_probability = strip_probability
         self.strip_labels = tuple(strip_labels)
+        self.tumour_probability = tumour_probability
 
     def __call__(
         self,
@@ -117,7 +120,7 @@ class ImageGenerator:
         if mirror:
             matrix[0], elastic[0] = -matrix[0], -elastic[0]
         tumour = None
-        if soil is not None:
+        if soil is not None and draw.uniform(0, 1) < self.tumour_probability:
             plain = look_up(labels, self._sampling_grid(1, matrix, elastic, centre))
             tumour = draw_tumour(plain, self._axes(1, draw.device), soil, draw)
         maps = []

@@ -81,21 +81,24 @@ def brain(tmp_path_factory):
     return path
 
 
-def four_sequences(brain, **options):
+def four_sequences(brain, *, tumour_probability=1.0, **options):
     generator = ImageGenerator(
         (48, 48, 48),
         channels=4,
-        contrasts=[[0.5, 0.8, 0.1, 0.3, 0.4, bright] for bright in (0.4, 1.0, 0.6, 0.7)],
+        contrasts=[[0.5, 0.8, 0.1, 0.3, 0.4, bright, 0.5] for bright in (0.4, 1.0, 0.6, 0.7)],
         contrast_probability=1.0,
         strip_probability=0.5,
         rotation_deg=0.0,
+        scaling=0.0,
+        shear=0.0,
         elastic_mm=0.0,
         noise_std=0.0,
         gamma_std=0.0,
         bias_std=0.0,
-        max_spacing_mm=0.0,
+        max_spacing_mm=2.0,
+        tumour_probability=tumour_probability,
     )
-    given = {"tissues": [[3], [2], [4], [CORE], [OEDEMA], [ENHANCING]], "strip": [0, 500], "jitter_mm": 2.0}
+    given = {"tissues": [[3], [2], [4], [CORE], [OEDEMA], [ENHANCING], [500]], "strip": [0, 500], "jitter_mm": 0.5}
     given["classes"] = {"core": [CORE], "oedema": [OEDEMA], "enhancing tumour": [ENHANCING]}
     return LabelMapDataset([brain], generator=generator, length=8, **{"seats": [2], **given, **options})
 
@@ -108,13 +111,18 @@ def test_sequences_show_one_head_each_in_its_own_contrast(brain):
         assert image.shape == (4, 48, 48, 48)
         assert set(label.unique().tolist()) <= {0, 1, 2, 3}
         assert (label > 0).any()
-        black = {bool(channel[:2].max() == 0) for channel in image}
+        black = {bool(channel[:2].max() < 0.01) for channel in image}
         assert len(black) == 1  # what is gone from one is gone from all
         stripped |= black
         if (label == 3).sum() > 200:
             enhancing.append([float(channel[label == 3].mean()) for channel in image])
     assert stripped == {True, False}
     assert (np.argmax(enhancing, axis=1) == 1).all()
+
+
+def test_some_heads_have_no_tumour_if_so_wanted(brain):
+    have = [bool((item["label"] > 0).any()) for item in four_sequences(brain, tumour_probability=0.5)]
+    assert 0 < sum(have) < len(have)
 
 
 def test_without_seats_nothing_grows(brain):
