@@ -1,7 +1,7 @@
-"""Labelled cohorts rendered from whole-head label maps, one fixed contrast a task.
+"""Labelled cohorts rendered from whole-head label maps, one fixed contrast, or one of each sequence, a task.
 
 All people of a task look as one scanner would show them: brightness belongs to the structure, and from scan to scan
-it differs a little, as do bias and noise.
+it differs a little, as do bias and noise. Tumours are those of `synthesis.tumours`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from benchmarks.registration import FOLDED, SIDES, T1
+from benchmarks.registration import FOLDED, SIDES, T1, T2
 from monai_attention.io.write import write_json, write_labels, write_nifti
+from monai_attention.synthesis.dataset import OEDEMA_REACH, PARTS
+from monai_attention.synthesis.images import look_up
+from monai_attention.synthesis.randomness import Draw
+from monai_attention.synthesis.tumours import CORE, ENHANCING, OEDEMA, Soil, draw_tumour
 
 MARGIN_MM = 8.0
 """Of air around the head."""
@@ -36,6 +41,22 @@ CT = dict.fromkeys(GREY, 0.34) | dict.fromkeys(WHITE, 0.32) | dict.fromkeys(FLUI
 CT |= {SKIN: 0.36, FAT: 0.28, BONE: 1.0, MARROW: 0.70, MUCOSA: 0.34, MUSCLE: 0.36, ARTERY: 0.37, VEIN: 0.37}
 """Like CT: bone takes most of the range, so that little is left between fluid, white and grey matter."""
 
+LIKE_T1 = HEAD | T1
+LIKE_T2 = HEAD | {FAT: 0.60, ARTERY: 0.05, VEIN: 0.10} | dict.fromkeys(FLUID, 1.0) | T2
+LIKE_FLAIR = LIKE_T2 | dict.fromkeys(GREY, 0.66) | dict.fromkeys(WHITE, 0.52) | dict.fromkeys(FLUID, 0.10)
+
+TUMOUR_SEQUENCES = {
+    "T1": LIKE_T1 | {CORE: 0.35, OEDEMA: 0.58, ENHANCING: 0.50},
+    "T1 with contrast agent": LIKE_T1
+    | {VEIN: 0.95, ARTERY: 0.90, MUCOSA: 0.85, CORE: 0.35, OEDEMA: 0.58, ENHANCING: 1.0},
+    "T2": LIKE_T2 | {CORE: 0.85, OEDEMA: 0.75, ENHANCING: 0.65},
+    "FLAIR": LIKE_FLAIR | {CORE: 0.60, OEDEMA: 0.95, ENHANCING: 0.80},
+}
+"""Like the four sequences of the BraTS challenges."""
+
+BRAIN = (*range(1, 30), *range(31, 62), 63, 64, 136, 137, 163, 164, *PARTS)
+"""What is left when skull, scalp and vessels are removed."""
+
 
 @dataclass(frozen=True)
 class Task:
@@ -43,17 +64,22 @@ class Task:
 
     Args:
         classes: name -> values of the label maps; the first is class 1.
-        brightness: of each value that has one of its own, 0 to 1; left structures stand for both sides.
+        sequences: name -> the brightness of each value that has one of its own, 0 to 1; left structures stand for both
+            sides. Each is a channel of the image.
         noise: its standard deviation, that of half the people or so.
         bias: standard deviation of the logarithm of the coil's brightness from the middle to an edge, along each axis.
         voxel_mm: edges of a voxel of a scan, towards right, anterior and superior.
+        tumour: whether a tumour is simulated in every scan.
+        skull: whether what is not `BRAIN` is seen.
     """
 
     classes: Mapping[str, Sequence[int]]
-    brightness: Mapping[int, float]
+    sequences: Mapping[str, Mapping[int, float]]
     noise: float
     bias: float = 0.15
     voxel_mm: tuple[float, float, float] = (2.0, 2.0, 2.0)
+    tumour: bool = False
+    skull: bool = True
 
 
 TASKS = {
@@ -68,7 +94,7 @@ TASKS = {
             "cerebellum": (7, 46, 8, 47),
             "brain stem": (16,),
         },
-        HEAD | T1,
+        {"image": LIKE_T1},
         0.03,
     ),
     "contrast": Task(
@@ -80,12 +106,19 @@ TASKS = {
             "cerebellum": (7, 46, 8, 47),
             "brain-stem": (16,),
         },
-        CT,
+        {"image": CT},
         0.02,
+    ),
+    "tumours": Task(
+        {"necrotic or not enhancing core": (CORE,), "oedema": (OEDEMA,), "enhancing tumour": (ENHANCING,)},
+        TUMOUR_SEQUENCES,
+        0.03,
+        tumour=True,
+        skull=False,
     ),
 }
 """`contrast` has the classes of brain_mri_tissue_flexunetr, by its `configs/train.json`; two of `structures` are also
-in that bundle, cerebellum and brain-stem."""
+in that bundle, cerebellum and brain-stem. `tumours` has the classes and sequences of brain_mri_tumor_mbanet."""
 
 
 def cohort(folder: Path, size: int) -> Path:
@@ -130,13 +163,25 @@ def render(labels: np.ndarray, edges: Sequence[int], task: Task, seed: Sequence[
         seed: of the person and the scan.
 
     Returns:
-        int16, from 0 to about 1000.
+        int16, from 0 to about 1000, (X, Y, Z) or, of several sequences, (X, Y, Z, C).
 
     Raises:
         ValueError: a label has no brightness.
     """
+    if not task.skull:
+        labels = np.where(np.isin(labels, BRAIN), labels, 0)
+    scans = [
+        _render_one(labels, edges, task, brightness, (*seed, number) if number else seed)
+        for number, brightness in enumerate(task.sequences.values())
+    ]
+    return np.stack(scans, axis=-1) if len(scans) > 1 else scans[0]
+
+
+def _render_one(
+    labels: np.ndarray, edges: Sequence[int], task: Task, brightness: Mapping[int, float], seed: Sequence[int]
+) -> np.ndarray:
     generator = np.random.default_rng(seed)
-    differences = {value: generator.normal(1, 0.03) for value in sorted(task.brightness)}
+    differences = {value: generator.normal(1, 0.03) for value in sorted(brightness)}
     table = np.zeros(int(labels.max()) + 1, np.float32)
     for value in np.unique(labels[labels > 0]):
         one = ALIKE.get(int(value), int(value))
@@ -145,13 +190,36 @@ def render(labels: np.ndarray, edges: Sequence[int], task: Task, seed: Sequence[
             raise ValueError(
                 f"expected FreeSurfer's and SynthSeg's labels, of which {value} is none that has a brightness"
             )
-        table[value] = task.brightness[one] * differences[one]
+        table[value] = brightness[one] * differences[one]
     image = blocks(table[labels], edges).mean(axis=-1)
     slopes = [np.linspace(-1, 1, n, dtype=np.float32) * task.bias * generator.normal() for n in image.shape]
     image *= np.exp(slopes[0][:, None, None] + slopes[1][:, None] + slopes[2])
     noise = task.noise * generator.uniform(0.7, 1.3)
     image += noise * generator.standard_normal(image.shape, dtype=np.float32)
     return np.clip(np.rint(1000 * image), 0, None).astype(np.int16)
+
+
+def with_tumour(labels: np.ndarray, voxel_mm: float, seed: int) -> np.ndarray:
+    """A label map with a simulated tumour in its white matter, and the brain around it pushed away.
+
+    Args:
+        labels: (X, Y, Z), FreeSurfer's values.
+        voxel_mm: edge of its cubic voxels.
+        seed: of the tumour's place, size, shape and kind.
+    """
+    reach = torch.full((max(PARTS) + 1,), -1.0)
+    reach[list(BRAIN)] = OEDEMA_REACH[0]
+    for tissue, values in enumerate((GREY, WHITE, FLUID)):
+        reach[[value for value in BRAIN if FOLDED.get(value, SIDES.get(value, value)) in values]] = OEDEMA_REACH[tissue]
+    soil = Soil(torch.tensor([2, 41]), reach, PARTS)
+    before = torch.from_numpy(labels.astype(np.int16))
+    axes = [(torch.arange(n) - (n - 1) / 2) * voxel_mm for n in labels.shape]
+    tumour = draw_tumour(before, axes, soil, Draw(torch.Generator().manual_seed(seed)))
+    if tumour is None:
+        raise ValueError("expected white matter (2, 41) in the label map; there is none to seat a tumour in")
+    grid = torch.meshgrid(*(torch.arange(n).float() for n in labels.shape), indexing="ij")
+    pushed = look_up(before, [g + p / voxel_mm for g, p in zip(grid, tumour.pushed(axes), strict=True)])
+    return tumour.grown(pushed, axes, soil).numpy()
 
 
 def targets(labels: np.ndarray, edges: Sequence[int], task: Task) -> np.ndarray:
@@ -205,12 +273,12 @@ def render_files(task: Task, path: Path, person: int, scans: Sequence[int], fold
     affine = loaded.affine @ np.diag([*edges, 1.0])
     first = [low + (edge - 1) / 2 for low, edge in zip(start, edges, strict=True)]
     affine[:3, 3] = (loaded.affine @ [*first, 1.0])[:3]
-    truth = targets(labels, edges, task)
     for name in ("images", "labels"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     for scan in wanted:  # the label map last: where it is, the image is whole
-        write_nifti(folder / "images" / _name(person, scan), render(labels, edges, task, (person, scan)), affine)
-        write_labels(folder / "labels" / _name(person, scan), truth, affine)
+        seen = with_tumour(labels, voxel_mm, 1000 * person + scan) if task.tumour else labels
+        write_nifti(folder / "images" / _name(person, scan), render(seen, edges, task, (person, scan)), affine)
+        write_labels(folder / "labels" / _name(person, scan), targets(seen, edges, task), affine)
 
 
 def describe(task: Task, folder: Path, scans: Sequence[tuple[int, int]]) -> None:
@@ -219,7 +287,7 @@ def describe(task: Task, folder: Path, scans: Sequence[tuple[int, int]]) -> None
     files = [_name(*one) for one in scans]
     told = {
         "name": folder.name,
-        "modality": {"0": "image"},
+        "modality": {str(i): one for i, one in enumerate(task.sequences)},
         "labels": {"0": "background"} | {str(i): one for i, one in enumerate(task.classes, start=1)},
         "training": [{"image": f"../images/{one}", "label": f"../labels/{one}"} for one in files],
     }

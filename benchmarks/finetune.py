@@ -1,7 +1,7 @@
 """What fine-tuning gives: a packaged bundle adapted to small cohorts, against itself and training from scratch.
 
     python -m benchmarks.finetune --labels FOLDER --work FOLDER --save
-    python -m benchmarks.finetune --labels FOLDER --work FOLDER --task structures --cases 5 --methods lora scratch
+    python -m benchmarks.finetune --labels FOLDER --work FOLDER --task tumours --source brain_mri_tumor_mbanet --cases 5
 
 FOLDER of `--labels` holds whole-head label maps with FreeSurfer's values (see
 bundles/brain_mri_tissue_flexunetr/docs/README.md for where to get them). Each person becomes an image of 2 mm in one
@@ -41,7 +41,7 @@ from benchmarks.cohorts import HELD_OUT, TASKS, TEST_SCANS, cohort, make_cohorts
 from benchmarks.networks import save
 from benchmarks.side_by_side import Settings as Machine
 from benchmarks.side_by_side import machine
-from monai_attention import DEFAULT_BUNDLE
+from monai_attention import DEFAULT_BUNDLE, bundles
 from monai_attention.finetune.begin import STORY
 from monai_attention.finetune.evaluate import evaluate
 from monai_attention.finetune.evaluation import Evaluation
@@ -59,12 +59,14 @@ class Contender:
     """One training, or none.
 
     Args:
+        source: the bundle's name.
         task: one of `TASKS`.
         method: one of `METHODS`; `source` is the bundle as it is.
         people: in the training cohort; 0 of the source.
         epochs: of the training.
     """
 
+    source: str
     task: str
     method: str
     people: int
@@ -74,25 +76,29 @@ class Contender:
     def folder(self) -> Path:
         """Below that of all work: whatever changes the result is in it."""
         name = "source" if self.method == "source" else f"{self.method}_{self.people}people_{self.epochs}epochs"
-        return Path(self.task, name)
+        return Path(self.source, self.task, name)
 
 
 def contenders(arguments: argparse.Namespace, task: str) -> list[Contender]:
     """Those of a task; its classes decide whether the source can take part."""
-    found = [Contender(task, "source", 0, 0)] if task == "contrast" and "source" in arguments.methods else []
+    source = bundles.info(arguments.source)
+    able = TASKS[task].classes.keys() <= set(source.classes.values())
+    found = [Contender(source.name, task, "source", 0, 0)] if able and "source" in arguments.methods else []
     trained = [method for method in METHODS if method in arguments.methods and method != "source"]
     return found + [
-        Contender(task, method, people, arguments.epochs) for people in arguments.cases for method in trained
+        Contender(source.name, task, method, people, arguments.epochs)
+        for people in arguments.cases
+        for method in trained
     ]
 
 
-def contend(one: Contender, work: Path, source: str | Path) -> None:
+def contend(one: Contender, work: Path, source: str) -> None:
     """Train and evaluate, in the process that `run` starts; `result.json` is written last.
 
     Raises:
         RuntimeError: a test case was refused.
     """
-    folder, cohorts = work / one.folder, work / one.task / "cohorts"
+    folder, cohorts = work / one.folder, work / "cohorts" / one.task
     with (folder / "lock").open("w") as lock:  # one that outlived a killed parent may still be at it
         fcntl.flock(lock, fcntl.LOCK_EX)
         if (folder / "result.json").is_file():
@@ -203,7 +209,7 @@ def main(given: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--labels", type=Path, help="folder of label maps")
     parser.add_argument("--work", type=Path, required=True, help="folder of all that is made; give it again to go on")
-    parser.add_argument("--task", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--task", nargs="+", choices=TASKS, default=["structures", "contrast"])
     parser.add_argument("--cases", type=int, nargs="+", default=[5, 10, 12], help="people of each training cohort")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="of each training, 50 steps each")
@@ -216,12 +222,13 @@ def main(given: list[str] | None = None) -> None:
     arguments.work = arguments.work.absolute()
     if arguments.one:
         torch.set_num_threads(arguments.threads)
-        one = Contender(arguments.task[0], arguments.methods[0], arguments.cases[0], arguments.epochs)
+        name = bundles.info(arguments.source).name
+        one = Contender(name, arguments.task[0], arguments.methods[0], arguments.cases[0], arguments.epochs)
         contend(one, arguments.work, arguments.source)
         return
     maps = sorted(arguments.labels.glob("*.nii*"))
     for task in arguments.task:
-        make_cohorts(TASKS[task], maps, arguments.cases, arguments.work / task / "cohorts")
+        make_cohorts(TASKS[task], maps, arguments.cases, arguments.work / "cohorts" / task)
         results = {}
         for one in contenders(arguments, task):
             if arguments.finished and not (arguments.work / one.folder / "result.json").is_file():
@@ -233,7 +240,8 @@ def main(given: list[str] | None = None) -> None:
         print(f"\n**{task}**\n\n{text}", flush=True)
         if arguments.save:
             numbers = {one.folder.name: found for one, found in results.items()}
-            save(f"fine-tuning, {task}", {"machine": where, "results": numbers}, text)
+            title = f"fine-tuning {bundles.info(arguments.source).name}, {task}"
+            save(title, {"machine": where, "results": numbers}, text)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,9 @@
 FOLDER of `--labels` holds whole-head label maps with FreeSurfer's values (see
 bundles/brain_mri_tissue_flexunetr/docs/README.md for where to get them). The last three people, whom the bundles were
 not trained on, are rendered by `cohorts`, which shares nothing but the label maps with the generator that the bundles
-were trained by: once in each of `CONDITIONS`, which differ from the first, T1-weighted at 2 mm, in one thing. Classes
-are those of the bundle's `configs/train.json`.
+were trained by: once in each of `CONDITIONS`, which differ from the first, T1-weighted at 2 mm, in one thing. For a
+bundle that knows tumours: twice in each of `TUMOUR_CONDITIONS`, with a tumour simulated as in its training. Classes are
+those of the bundle's `configs/train.json`.
 
 Each condition is judged by `monai-attention evaluate` in a folder of `--work`; what is finished there is not done
 again. With `--save` the tables go into the bundle's card, docs/README.md.
@@ -18,7 +19,7 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,23 +30,19 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for `python benchmarks/robustness.py`
 
 from benchmarks import cohorts
-from benchmarks.cohorts import FLUID, GREY, HEAD, HELD_OUT, WHITE, Task
+from benchmarks.cohorts import FLUID, GREY, HELD_OUT, LIKE_FLAIR, LIKE_T1, LIKE_T2, WHITE, Task
 from benchmarks.networks import save
-from benchmarks.registration import T1, T2
 from benchmarks.side_by_side import Settings as Machine
 from benchmarks.side_by_side import machine
 from monai_attention import DEFAULT_BUNDLE, bundles
 from monai_attention.finetune.evaluate import evaluate
 from monai_attention.finetune.evaluation import Evaluation
 
-LIKE_T1 = HEAD | T1
-LIKE_T2 = HEAD | {cohorts.FAT: 0.60, cohorts.ARTERY: 0.05, cohorts.VEIN: 0.10} | dict.fromkeys(FLUID, 1.0) | T2
-LIKE_FLAIR = LIKE_T2 | dict.fromkeys(GREY, 0.66) | dict.fromkeys(WHITE, 0.52) | dict.fromkeys(FLUID, 0.10)
 LIKE_PD = (
     LIKE_T2 | dict.fromkeys(GREY, 0.85) | dict.fromkeys(WHITE, 0.70) | dict.fromkeys(FLUID, 0.95) | {cohorts.BONE: 0.2}
 )
 
-START = Task({}, LIKE_T1, noise=0.03)
+START = Task({}, {"image": LIKE_T1}, noise=0.03)
 
 
 def any_contrast(seed: int) -> dict[int, float]:
@@ -56,7 +53,7 @@ def any_contrast(seed: int) -> dict[int, float]:
 
 CONDITIONS: dict[str, Task] = {"like T1, 2 mm": START}
 CONDITIONS |= {
-    name: replace(START, brightness=brightness)
+    name: replace(START, sequences={"image": brightness})
     for name, brightness in {
         "like T2": LIKE_T2,
         "like FLAIR": LIKE_FLAIR,
@@ -72,6 +69,25 @@ CONDITIONS |= {f"voxels of {mm} mm": replace(START, voxel_mm=(mm, mm, mm)) for m
 CONDITIONS |= {f"noise of {noise:g}": replace(START, noise=noise) for noise in (0.06, 0.12, 0.24)}
 CONDITIONS |= {f"bias of {bias:g}": replace(START, bias=bias) for bias in (0.3, 0.6)}
 
+TUMOUR = cohorts.TASKS["tumours"]
+TUMOUR_CONDITIONS: dict[str, Task] = {
+    "brains at 2 mm": TUMOUR,
+    "without tumour": replace(TUMOUR, tumour=False),
+    "with skull": replace(TUMOUR, skull=True),
+}
+TUMOUR_CONDITIONS |= {f"slices of {mm} mm": replace(TUMOUR, voxel_mm=(1.0, 1.0, mm)) for mm in (1, 3, 5)}
+TUMOUR_CONDITIONS |= {"voxels of 3 mm": replace(TUMOUR, voxel_mm=(3.0, 3.0, 3.0))}
+TUMOUR_CONDITIONS |= {f"noise {noise:g}": replace(TUMOUR, noise=noise) for noise in (0.06, 0.12)}
+TUMOUR_CONDITIONS |= {"bias 0.3": replace(TUMOUR, bias=0.3)}
+TUMOURS = 2
+"""Of each person."""
+
+
+def conditions_of(training: Mapping[str, Any]) -> dict[str, Task]:
+    """Those that a bundle is judged in, with its classes; by its `configs/train.json`."""
+    conditions = TUMOUR_CONDITIONS if "seats" in training else CONDITIONS
+    return {name: replace(task, classes=training["classes"]) for name, task in conditions.items()}
+
 
 def judge(name: str, task: Task, maps: Sequence[Path], bundle: str, work: Path) -> Evaluation:
     """Render the people in a condition, and evaluate.
@@ -80,10 +96,11 @@ def judge(name: str, task: Task, maps: Sequence[Path], bundle: str, work: Path) 
         RuntimeError: a scan was refused.
     """
     folder = work / name.replace(" ", "_").replace(",", "")
-    people = range(len(maps) - HELD_OUT + 1, len(maps) + 1)
+    people, scans = range(len(maps) - HELD_OUT + 1, len(maps) + 1), range(TUMOURS if len(task.sequences) > 1 else 1)
     for person in people:
-        cohorts.render_files(task, maps[person - 1], person, (0,), folder)
-    cohorts.describe(task, cohorts.cohort(folder, 0), [(person, 0) for person in people])
+        cohorts.render_files(task, maps[person - 1], person, scans, folder)
+    members = [(person, scan) for person in people for scan in scans]
+    cohorts.describe(task, cohorts.cohort(folder, 0), members)
     found = evaluate(bundle, cohorts.cohort(folder, 0), folder / Path(bundle).name, device="cpu")
     if found.refused:
         raise RuntimeError(f"expected scores of all scans; refused: {found.refused}")
@@ -91,13 +108,15 @@ def judge(name: str, task: Task, maps: Sequence[Path], bundle: str, work: Path) 
 
 
 def figures(found: Evaluation) -> dict[str, Any]:
-    """Of a condition: by person, and of each class by person, Dice and HD95."""
+    """Of a condition: by scan, and of each class by scan, Dice and HD95, None where n/a; true and found volumes, mL."""
     dice, hd95 = found.values("dice"), found.values("hd95_mm")
     return {
-        "dice": np.nanmean(dice, axis=1).tolist(),
-        "hd95_mm": np.nanmean(hd95, axis=1).tolist(),
+        "dice": _means(dice),
+        "hd95_mm": _means(hd95),
+        "truth_ml": found.values("truth_ml").sum(axis=1).tolist(),
+        "found_ml": found.values("found_ml").sum(axis=1).tolist(),
         "classes": {
-            name: {"dice": dice[:, i].tolist(), "hd95_mm": hd95[:, i].tolist()}
+            name: {"dice": _listed(dice[:, i]), "hd95_mm": _listed(hd95[:, i])}
             for i, name in enumerate(found.classes.values())
         },
     }
@@ -105,24 +124,41 @@ def figures(found: Evaluation) -> dict[str, Any]:
 
 def condition_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """Markdown: a line a condition."""
-    lines = ["| images | Dice, mean of classes | worst to best person | HD95, mm |", "|---|---|---|---|"]
+    lines = ["| images | Dice, mean of classes | worst to best scan | HD95, mm | mL, true and found |"]
+    lines.append("|---|---|---|---|---|")
     for name, one in results.items():
-        dice, hd95 = one["dice"], statistics.fmean(one["hd95_mm"])
-        lines.append(f"| {name} | {statistics.fmean(dice):.2f} | {min(dice):.2f} to {max(dice):.2f} | {hd95:.1f} |")
+        dice, hd95 = _known(one["dice"]), _known(one["hd95_mm"])
+        cells = [f"{np.mean(dice):.2f}", f"{dice.min():.2f} to {dice.max():.2f}"] if len(dice) else ["", ""]
+        cells += [f"{np.mean(hd95):.1f}" if len(hd95) else ""]
+        cells += [" and ".join(f"{statistics.fmean(one[which]):.0f}" for which in ("truth_ml", "found_ml"))]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def class_table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Markdown: a line a class, over all conditions and people; a class that is found nowhere has no HD95."""
+    """Markdown: a line a class, over all conditions and scans; a class that is found nowhere has no HD95."""
     lines = ["| class | Dice | SD | worst | best | median HD95, mm |", "|---|---|---|---|---|---|"]
     for name in next(iter(results.values()))["classes"]:
         dice, hd95 = (
-            np.array([value for one in results.values() for value in one["classes"][name][metric]], dtype=float)
+            _known(value for one in results.values() for value in one["classes"][name][metric])
             for metric in ("dice", "hd95_mm")
         )
-        cells = [f"{number:.2f}" for number in (np.nanmean(dice), np.nanstd(dice), np.nanmin(dice), np.nanmax(dice))]
-        lines.append(f"| {name} | {' | '.join(cells)} | {np.nanmedian(hd95):.1f} |")
+        cells = [f"{number:.2f}" for number in (dice.mean(), dice.std(), dice.min(), dice.max())]
+        lines.append(f"| {name} | {' | '.join(cells)} | {f'{np.median(hd95):.1f}' if len(hd95) else ''} |")
     return "\n".join(lines) + "\n"
+
+
+def _known(values: Iterable[float | None]) -> np.ndarray:
+    return np.array([value for value in values if value is not None], dtype=float)
+
+
+def _listed(values: Iterable[float]) -> list[float | None]:
+    return [None if np.isnan(value) else float(value) for value in values]
+
+
+def _means(values: np.ndarray) -> list[float | None]:
+    """Of each scan, over the classes it has."""
+    return [float(row[~np.isnan(row)].mean()) if (~np.isnan(row)).any() else None for row in values]
 
 
 def main(given: list[str] | None = None) -> None:
@@ -131,7 +167,7 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--labels", type=Path, required=True, help="folder of label maps")
     parser.add_argument("--work", type=Path, required=True, help="folder of all that is made; give it again to go on")
     parser.add_argument("--bundle", default=DEFAULT_BUNDLE, help="name or folder")
-    parser.add_argument("--only", nargs="+", choices=CONDITIONS, default=list(CONDITIONS), metavar="CONDITION")
+    parser.add_argument("--only", nargs="+", metavar="CONDITION", help="some of them")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--save", action="store_true", help="into the bundle's card, and numbers.json beside this file")
     arguments = parser.parse_args(given)
@@ -140,14 +176,16 @@ def main(given: list[str] | None = None) -> None:
     title, card = f"robustness, {info.name}", info.folder / "docs/README.md"
     if arguments.save and f"<!-- {title} -->\n" not in card.read_text():
         parser.error(f"{card} has no lines '<!-- {title} -->' and '<!-- end of {title} -->' to put the tables between")
-    classes = json.loads((info.folder / "configs/train.json").read_text())["classes"]
+    conditions = conditions_of(json.loads((info.folder / "configs/train.json").read_text()))
+    if unknown := sorted(set(arguments.only or ()) - set(conditions)):
+        parser.error(f"--only: expected some of {', '.join(conditions)}; got {', '.join(unknown)}")
     maps = sorted(arguments.labels.glob("*.nii*"))
     results = {}
-    for name in arguments.only:
-        task = replace(CONDITIONS[name], classes=classes)
-        results[name] = figures(judge(name, task, maps, arguments.bundle, arguments.work / info.name))
-        print(f"{name}: {statistics.mean(results[name]['dice']):.2f}", file=sys.stderr, flush=True)
-    people = f"{HELD_OUT} people, one scan each. {machine(Machine(threads=arguments.threads))}.\n"
+    for name in arguments.only or conditions:
+        results[name] = figures(judge(name, conditions[name], maps, arguments.bundle, arguments.work / info.name))
+        print(f"{name}: {results[name]['dice']}", file=sys.stderr, flush=True)
+    scans = len(next(iter(results.values()))["dice"])
+    people = f"{scans} scans of {HELD_OUT} people. {machine(Machine(threads=arguments.threads))}.\n"
     text = f"{condition_table(results)}\n{class_table(results)}\n{people}"
     print(text, flush=True)
     if arguments.save:

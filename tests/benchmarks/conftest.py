@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from benchmarks.cohorts import TASKS
 from monai_attention.io.write import write_nifti
 from monai_attention.synthesis.phantom import head_labels
-from tests.make_flexunetr_bundle import INFERENCE, METADATA, TENSOR, make_bundle
+from tests.make_flexunetr_bundle import INFERENCE, METADATA, NETWORK, TENSOR, make_bundle
 
 SPACING_MM = 8.0
 
@@ -30,11 +31,12 @@ def people(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """Two of the task's classes, no training."""
+    """The classes of `contrast`, no training."""
     spacing = {"_target_": "Spacingd", "keys": "image", "pixdim": [SPACING_MM] * 3}
     steps = [spacing if one["_target_"] == "Spacingd" else one for one in INFERENCE["preprocessing"]["transforms"]]
-    inference = INFERENCE | {"preprocessing": {"_target_": "Compose", "transforms": steps}}
-    names = {"0": "background", "1": "cerebellum", "2": "brain-stem"}
-    outputs = {"pred": TENSOR | {"num_channels": 3, "value_range": [0, 1], "channel_def": names}}
+    names = {str(i): name for i, name in enumerate(("background", *TASKS["contrast"].classes))}
+    network = NETWORK | {"out_channels": len(names)}
+    inference = INFERENCE | {"preprocessing": {"_target_": "Compose", "transforms": steps}, "network_def": network}
+    outputs = {"pred": TENSOR | {"num_channels": len(names), "value_range": [0, 1], "channel_def": names}}
     told = METADATA | {"network_data_format": METADATA["network_data_format"] | {"outputs": outputs}}
     return make_bundle(tmp_path_factory.mktemp("source") / "source", inference, told)

@@ -1,15 +1,17 @@
 """The benchmark of robustness in small: heads made of formulas, a tiny network."""
 
 import json
+from dataclasses import replace
 
 import nibabel
 import numpy as np
 import pytest
 
 from benchmarks import robustness
-from benchmarks.cohorts import Task, fineness, render, targets
-from benchmarks.robustness import CONDITIONS, condition_table
+from benchmarks.cohorts import BRAIN, PARTS, Task, fineness, render, targets, with_tumour
+from benchmarks.robustness import CONDITIONS, TUMOUR_CONDITIONS, condition_table, conditions_of
 from monai_attention.bundles import info
+from monai_attention.synthesis.phantom import head_labels
 
 CLASSES = {"cerebellum": [7, 46, 8, 47], "brain-stem": [16]}
 WORLD = {"R": (1, 0, 0), "L": (-1, 0, 0), "A": (0, 1, 0), "P": (0, -1, 0), "S": (0, 0, 1), "I": (0, 0, -1)}
@@ -58,7 +60,7 @@ def test_conditions_differ_from_the_first_in_one_thing():
     first, *others = CONDITIONS.values()
     for other in others:
         assert (
-            sum(getattr(first, name) != getattr(other, name) for name in ("brightness", "noise", "bias", "voxel_mm"))
+            sum(getattr(first, name) != getattr(other, name) for name in ("sequences", "noise", "bias", "voxel_mm"))
             <= 1
         )
 
@@ -66,7 +68,7 @@ def test_conditions_differ_from_the_first_in_one_thing():
 def test_a_voxel_is_the_mean_of_what_it_holds_and_belongs_to_most_of_it():
     labels = np.zeros((2, 2, 10), np.int16)
     labels[..., :3], labels[..., 3:5], labels[..., 5:7] = 2, 3, 3
-    task = Task({"white": (2,), "grey": (3,)}, {2: 0.9, 3: 0.4}, noise=0.0, bias=0.0)
+    task = Task({"white": (2,), "grey": (3,)}, {"image": {2: 0.9, 3: 0.4}}, noise=0.0, bias=0.0)
     image = render(labels, (1, 1, 5), task, (1,))
     assert image.shape == (2, 2, 2)
     white, grey = (np.unique(image[..., 0])[0] * 5, image[0, 0, 1] * 5 / 2)
@@ -75,6 +77,37 @@ def test_a_voxel_is_the_mean_of_what_it_holds_and_belongs_to_most_of_it():
     assert targets(labels, (1, 1, 5), task)[0, 0].tolist() == [1, 0]
 
 
-def test_a_line_tells_the_mean_and_the_worst_and_best_person():
-    one = {"dice": [0.5, 0.7, 0.9], "hd95_mm": [1.0, 2.0, 6.0], "classes": {}}
-    assert condition_table({"plain": one}).splitlines()[2:] == ["| plain | 0.70 | 0.50 to 0.90 | 3.0 |"]
+def test_a_line_tells_the_mean_and_the_worst_and_best_scan():
+    one = {"dice": [0.5, 0.7, 0.9], "hd95_mm": [1.0, 2.0, 6.0], "truth_ml": [1.0, 2.0, 3.0], "found_ml": [4.0] * 3}
+    lines = condition_table({"plain": one, "none": one | {"dice": [None] * 3, "hd95_mm": [None] * 3}}).splitlines()
+    assert lines[2:] == ["| plain | 0.70 | 0.50 to 0.90 | 3.0 | 2 and 4 |", "| none |  |  |  | 2 and 4 |"]
+
+
+def test_a_bundle_that_knows_tumours_is_judged_on_tumours():
+    assert conditions_of({"classes": CLASSES}).keys() == CONDITIONS.keys()
+    conditions = conditions_of({"classes": CLASSES, "seats": [2, 41]})
+    assert {len(task.sequences) for task in conditions.values()} == {4}
+    assert [name for name, task in conditions.items() if not task.tumour] == ["without tumour"]
+
+
+def test_a_tumour_grows_in_white_matter_and_pushes_the_rest_away():
+    labels, _ = head_labels(2.0)
+    maps = [with_tumour(labels, 2.0, seed) for seed in range(4)]
+    for grown in maps:
+        parts = np.isin(grown, PARTS)
+        assert np.isin(labels, (2, 41))[parts].mean() > 0.2
+        assert np.isin(labels, BRAIN)[parts].mean() > 0.9
+    assert any((grown != labels)[~np.isin(grown, PARTS)].any() for grown in maps)
+    assert np.array_equal(maps[3], with_tumour(labels, 2.0, seed=3))
+    assert len({grown.tobytes() for grown in maps}) == 4
+    with pytest.raises(ValueError, match="expected white matter"):
+        with_tumour(np.zeros_like(labels), 2.0, seed=3)
+
+
+def test_a_brain_without_skull_is_black_around_and_has_a_channel_a_sequence():
+    labels, affine = head_labels(1.0)
+    task = TUMOUR_CONDITIONS["brains at 2 mm"]
+    image, whole = (render(labels, fineness(affine, one), one, (1,)) for one in (task, replace(task, skull=True)))
+    assert image.shape == (*targets(labels, fineness(affine, task), task).shape, 4)
+    assert (image > 300).any(axis=(0, 1, 2)).all()
+    assert (image > 300).sum() < (whole > 300).sum()
