@@ -108,12 +108,16 @@ def judge(name: str, task: Task, maps: Sequence[Path], bundle: str, work: Path) 
 
 
 def figures(found: Evaluation) -> dict[str, Any]:
-    """Of a condition: by scan, and of each class by scan, Dice and HD95, None where n/a; true and found volumes, mL."""
-    dice, hd95 = found.values("dice"), found.values("hd95_mm")
+    """Of a condition: by scan, and of each class by scan, Dice and HD95, None where n/a; true and found volumes, mL.
+
+    Where there is nothing to find in a whole scan the volume found tells more than a Dice of 0.
+    """
+    hd95, truth = found.values("hd95_mm"), found.values("truth_ml").sum(axis=1)
+    dice = np.where(truth[:, None] > 0, found.values("dice"), np.nan)
     return {
         "dice": _means(dice),
         "hd95_mm": _means(hd95),
-        "truth_ml": found.values("truth_ml").sum(axis=1).tolist(),
+        "truth_ml": truth.tolist(),
         "found_ml": found.values("found_ml").sum(axis=1).tolist(),
         "classes": {
             name: {"dice": _listed(dice[:, i]), "hd95_mm": _listed(hd95[:, i])}
