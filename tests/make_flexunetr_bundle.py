@@ -80,8 +80,8 @@ def make_bundle(folder: Path, inference: dict[str, Any] = INFERENCE, metadata: d
     from monai_attention.networks.flex_unetr import FlexUNETR
 
     torch.manual_seed(0)
-    network = inference["network_def"]
-    settings_ = {key: value for key, value in network.items() if key != "_target_"} | {"roi_size": [16, 16, 16]}
+    settings_ = {key: value for key, value in NETWORK.items() if key != "_target_"} | {"roi_size": [16, 16, 16]}
+    settings_["out_channels"] = inference["network_def"]["out_channels"]
     (folder / "models").mkdir(parents=True)
     weights = folder / "models/model.pt"
     torch.save(FlexUNETR(**settings_).state_dict(), weights)

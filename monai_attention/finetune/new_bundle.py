@@ -22,7 +22,7 @@ from monai_attention.bundles import LoadedBundle
 from monai_attention.cohort.device import device_of
 from monai_attention.errors import Refusal
 from monai_attention.finetune.adapt import Named, adapt
-from monai_attention.finetune.ends import find_ends, make_from, takes
+from monai_attention.finetune.ends import Ends, find_ends, make_from, takes
 from monai_attention.finetune.lora import adaptable
 from monai_attention.finetune.plan import RATES, SHARE, Costs, Plan, as_long, measured, planned
 from monai_attention.finetune.preflight import Preflight
@@ -199,9 +199,14 @@ def _first_weights(
     make = make_from(config)
     torch.manual_seed(0)
     network = make(channels, len(names))
+    try:
+        ends = find_ends(make, channels, len(names))
+    except Refusal:
+        if not fresh:
+            raise
+        ends = Ends({}, {})  # of a network that takes weights of no other; it can learn its own
     if fresh:
-        return network, {}, ["all weights initialised afresh"]
-    ends = find_ends(make, channels, len(names))
+        return network, dict.fromkeys([*ends.inputs, *ends.heads], RATES["scratch"]), ["all weights initialised afresh"]
     adaptation = adapt(
         network,
         loaded.network.state_dict(),

@@ -12,10 +12,11 @@ The rules:
 - **Length**: as told (`epochs` or `seconds`, by the time that steps were measured to take); else 40 epochs, 20 for the
   head alone, and 200 from scratch.
 - **Rates**: 1e-2 for the head, whose new rows begin small beside those that came over; below it 1e-3; 3e-3 for
-  adapters, which begin at nothing; from scratch 1e-3 for all. With `rate_decay` below 1 in `train.json` they fall from
-  layer to layer towards the input; at 0.75 fewer structures were learned in as many steps (`benchmarks/README.md`). A
-  cosine after a warm-up of one epoch at most. What is kept is an average of the weights over the last tenth of the
-  steps, but 100 at most.
+  adapters, which begin at nothing; from scratch 3e-3 for all, by Muon (`optimizers.MuonAdamW`). With `rate_decay`
+  below 1 in `train.json` they fall from layer to layer towards the input; at 0.75 fewer structures were learned in as
+  many steps (`benchmarks/README.md`). A cosine after a warm-up of one epoch at most. What is kept is an average of the
+  weights over the last tenth of the steps, but 100 at most.
+- **Loss**: Dice and cross-entropy; from scratch the logarithm of Dice, by which small structures are found sooner.
 - **Mirroring** left and right only where the names say that no class has a side, and the preprocessing orients images.
 """
 
@@ -37,7 +38,7 @@ from monai_attention.finetune.precision import bfloat16_is_fast
 from monai_attention.finetune.processes import count, crops_each
 
 METHODS = ("full", "lora", "head", "scratch")
-RATES = {"full": 1e-3, "lora": 3e-3, "head": 1e-2, "scratch": 1e-3}
+RATES = {"full": 1e-3, "lora": 3e-3, "head": 1e-2, "scratch": 3e-3}
 EPOCHS = {"full": 40, "lora": 40, "head": 20, "scratch": 200}
 SHARE = 1 / 3
 """Of the free memory, that a batch may save for the backward pass."""

@@ -37,21 +37,34 @@ def train_config(
     Args:
         inference: `inference.json` of the new bundle.
         plan: its values stand at the top.
-        trained: the parameters that every method trains, the head's and input layers made anew; and at how many times
-            `learning_rate`.
+        trained: the parameters that every method trains, the head's and input layers made anew, from scratch all input
+            layers; and at how many times `learning_rate`.
         fold: held out; None trains on all cases.
         keep: `best` keeps the weights that the held-out cases liked best, `last` those of the last epoch.
         data: folder of the prepared cases, from the bundle's.
     """
     window = {key: value for key, value in inference["inferer"].items() if key != "progress"}
     scripts = "monai_attention.finetune"
-    own = ["roi_size", "batch_size", "epoch_length", "max_epochs", "val_interval", "learning_rate", "rate_decay"]
+    own = ["roi_size", "batch_size", "epoch_length", "max_epochs", "val_interval", "learning_rate"]
     adapted = {
         "full": "@loaded",
         "head": "$train_only(@loaded, @trained) or @loaded",
         "lora": "$add_lora(@loaded, train=@trained) and @loaded",
         "scratch": "@loaded",
     }
+    scratch = plan.method == "scratch"
+    optimizer = {
+        "_target_": "torch.optim.AdamW",
+        "params": "$parameter_groups(@adapted, @learning_rate, decay=@rate_decay, own=@trained)",
+    }
+    if scratch:
+        optimizer = {
+            "_target_": f"{scripts}.optimizers.MuonAdamW",
+            "params": "$@adapted.named_parameters()",
+            "outer": "$list(@trained)",
+        }
+    else:
+        own.append("rate_decay")
     rate = "@learning_rate * @lr_schedule.lr_lambdas[0](@lr_schedule.last_epoch)"
     told = f"$lambda output: {{'loss': float(output[0]['loss']), 'learning_rate': {rate}}}"
     flips = (
@@ -93,12 +106,8 @@ def train_config(
         "loaded": "$load_weights(@network, @bundle_root + '/models/initial.pt') and @network",
         "adapted": adapted[plan.method],
         "autocast": "$torch.autocast(@device.type, torch.bfloat16, enabled=@amp)",
-        "loss": {"_target_": f"{scripts}.loss.PartialDiceCE"},
-        "optimizer": {
-            "_target_": "torch.optim.AdamW",
-            "params": "$parameter_groups(@adapted, @learning_rate, decay=@rate_decay, own=@trained)",
-            "lr": "@learning_rate",
-        },
+        "loss": {"_target_": f"{scripts}.loss.PartialDiceCE", "log_dice": scratch},
+        "optimizer": {**optimizer, "lr": "@learning_rate"},
         "lr_schedule": {
             "_target_": "monai.optimizers.WarmupCosineSchedule",
             "optimizer": "@optimizer",

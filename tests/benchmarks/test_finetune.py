@@ -9,7 +9,6 @@ import pytest
 from benchmarks import finetune
 from benchmarks.cohorts import TASKS, cohort, make_cohorts
 from benchmarks.finetune import Contender, table
-from monai_attention.bundles import info
 from monai_attention.finetune.dataset import find_labelled
 from monai_attention.io.write import write_nifti
 from monai_attention.synthesis.phantom import head_labels
@@ -82,10 +81,6 @@ def test_a_run_is_told_and_not_repeated(people, source, tmp_path, capsys):
     assert set(scratch["people"]) == {"patient06", "patient07", "patient08"}
     assert scratch["epoch"] == 1
     assert scratch["minutes"] > 0
-    train = json.loads(
-        (tmp_path / info(source).name / "contrast/scratch_5people_1epochs/bundle/configs/train.json").read_text()
-    )
-    assert train["rate_decay"] == 1.0
 
 
 def test_the_table_has_a_line_for_each_contender():

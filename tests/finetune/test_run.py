@@ -11,7 +11,7 @@ import torch
 from monai.metrics import compute_dice
 from monai.networks.utils import one_hot
 
-from monai_attention import Refusal, bundles, segment
+from monai_attention import DEFAULT_BUNDLE, Refusal, bundles, segment
 from monai_attention.checkpoints import release_weights
 from monai_attention.cli import main
 from monai_attention.finetune import new_bundle
@@ -207,7 +207,21 @@ def test_from_scratch_the_preprocessing_is_the_cohorts(data, tmp_path):
     assert made.story["weights"] == ["all weights initialised afresh"]
     assert json.loads((made.bundle / "configs/inference.json").read_text())["spacing"] == [2.0, 2.0, 2.0]
     recipe = json.loads((made.bundle / "configs/train.json").read_text())
-    assert (recipe["learning_rate"], recipe["rate_decay"]) == (1e-3, 1.0)
+    assert recipe["loss"]["log_dice"] is True
+    assert recipe["optimizer"]["_target_"].endswith("MuonAdamW")
+    packaged = json.loads((bundles.info(DEFAULT_BUNDLE).folder / "configs/train.json").read_text())
+    outer = packaged["optimizer"]["outer"]
+    assert {next(start for start in outer if name.startswith(start)) for name in recipe["trained"]} == set(outer)
+
+
+def test_from_scratch_a_network_need_not_take_the_weights_of_another(data, tmp_path, monkeypatch):
+    def find_ends(*_):
+        raise Refusal("E-WEIGHTS-MISMATCH", "its classes are everywhere")
+
+    monkeypatch.setattr(new_bundle, "find_ends", find_ends)
+    made = finetune(data, tmp_path / "new", source=None, epochs=1, device="cpu", plan_only=True)
+    assert json.loads((made.bundle / "configs/train.json").read_text())["trained"] == {}
+    assert refusal(finetune, data, tmp_path / "other", epochs=1, device="cpu").code == "E-WEIGHTS-MISMATCH"
 
 
 def test_a_network_gets_what_it_can_in_training(data, tmp_path, monkeypatch):
