@@ -201,8 +201,8 @@ def _first_weights(
     network = make(channels, len(names))
     try:
         ends = find_ends(make, channels, len(names))
-    except Refusal:
-        if not fresh:
+    except Refusal as refused:
+        if not fresh or refused.code != "E-WEIGHTS-MISMATCH":
             raise
         ends = Ends({}, {})  # of a network that takes weights of no other; it can learn its own
     if fresh:
