@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import nibabel
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from benchmarks import robustness
 from benchmarks.cohorts import BRAIN, PARTS, Task, fineness, render, targets, with_tumour
-from benchmarks.robustness import CONDITIONS, TUMOUR_CONDITIONS, condition_table, conditions_of
+from benchmarks.robustness import CONDITIONS, TUMOUR_CONDITIONS, condition_table, conditions_of, figures
 from monai_attention.bundles import info
 from monai_attention.synthesis.phantom import head_labels
 
@@ -81,6 +82,24 @@ def test_a_line_tells_the_mean_and_the_worst_and_best_scan():
     one = {"dice": [0.5, 0.7, 0.9], "hd95_mm": [1.0, 2.0, 6.0], "truth_ml": [1.0, 2.0, 3.0], "found_ml": [4.0] * 3}
     lines = condition_table({"plain": one, "none": one | {"dice": [None] * 3, "hd95_mm": [None] * 3}}).splitlines()
     assert lines[2:] == ["| plain | 0.70 | 0.50 to 0.90 | 3.0 | 2 and 4 |", "| none |  |  |  | 2 and 4 |"]
+
+
+def test_a_scan_without_anything_to_find_has_no_dice():
+    values = {"dice": [[0.5, np.nan], [0.0, np.nan]], "hd95_mm": [[2.0, np.nan], [np.nan, np.nan]]}
+    values |= {"truth_ml": [[3.0, 0.0], [0.0, 0.0]], "found_ml": [[2.0, 0.0], [4.0, 0.0]]}
+    found = SimpleNamespace(values=lambda metric: np.array(values[metric]), classes={1: "a", 2: "b"})
+    result = figures(found)
+    assert (result["dice"], result["hd95_mm"]) == ([0.5, None], [2.0, None])
+    assert result["found_ml"] == [2.0, 4.0]
+    assert result["classes"]["b"]["dice"] == [None, None]
+
+
+def test_an_unknown_condition_is_refused_with_the_known_ones(people, source, tmp_path, capsys):
+    (source / "configs/train.json").write_text(json.dumps({"classes": CLASSES}))
+    given = ["--labels", people, "--work", tmp_path / "work", "--bundle", source, "--only", "like T9"]
+    with pytest.raises(SystemExit):
+        robustness.main([str(one) for one in given])
+    assert "expected some of like T1, 2 mm, like T2" in capsys.readouterr().err
 
 
 def test_a_bundle_that_knows_tumours_is_judged_on_tumours():
