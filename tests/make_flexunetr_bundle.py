@@ -76,12 +76,17 @@ def write(path: Path, content: Any) -> Path:
     return path
 
 
-def make_bundle(folder: Path, inference: dict[str, Any] = INFERENCE, metadata: dict[str, Any] = METADATA) -> Path:
+def make_bundle(
+    folder: Path,
+    inference: dict[str, Any] = INFERENCE,
+    metadata: dict[str, Any] = METADATA,
+    out_channels: int = NETWORK["out_channels"],
+) -> Path:
     from monai_attention.networks.flex_unetr import FlexUNETR
 
     torch.manual_seed(0)
-    settings_ = {key: value for key, value in NETWORK.items() if key != "_target_"} | {"roi_size": [16, 16, 16]}
-    settings_["out_channels"] = inference["network_def"]["out_channels"]
+    settings_ = {key: value for key, value in NETWORK.items() if key != "_target_"}
+    settings_ |= {"roi_size": [16, 16, 16], "out_channels": out_channels}
     (folder / "models").mkdir(parents=True)
     weights = folder / "models/model.pt"
     torch.save(FlexUNETR(**settings_).state_dict(), weights)

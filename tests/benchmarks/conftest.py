@@ -39,4 +39,4 @@ def source(tmp_path_factory):
     inference = INFERENCE | {"preprocessing": {"_target_": "Compose", "transforms": steps}, "network_def": network}
     outputs = {"pred": TENSOR | {"num_channels": len(names), "value_range": [0, 1], "channel_def": names}}
     told = METADATA | {"network_data_format": METADATA["network_data_format"] | {"outputs": outputs}}
-    return make_bundle(tmp_path_factory.mktemp("source") / "source", inference, told)
+    return make_bundle(tmp_path_factory.mktemp("source") / "source", inference, told, len(names))
