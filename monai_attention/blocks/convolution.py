@@ -2,11 +2,14 @@
 
 Convolutions keep the layout they are given, but torch's instance normalisation does not, and so costs a copy before and
 after, and its gradients are wrong when they arrive in that layout (2.13). The one here keeps it.
+
+Where an image is thinner than a convolution's kernel, the gradient that torch's CPU kernels give the weights in
+bfloat16 holds whatever lay in memory before (2.13): there, convolutions are done in float32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +19,8 @@ from torch import Tensor, nn
 def channels_last(module: nn.Module) -> None:
     """Lay the weights of all convolutions out with channels last, and let instance normalisation keep that layout.
 
-    Convolutions of one voxel become products of matrices. Numbers, but for rounding, and names of parameters stay as
-    they are.
+    Convolutions of one voxel become products of matrices, and the others are as `thin_in_float32` makes them. Numbers,
+    but for rounding, and names of parameters stay as they are.
     """
     for child in module.modules():
         for name, layer in list(child.named_children()):
@@ -25,6 +28,7 @@ def channels_last(module: nn.Module) -> None:
                 setattr(child, name, InstanceNorm(layer))
             elif type(layer) in _POINTWISE and _is_pointwise(layer):  # type: ignore[arg-type]
                 setattr(child, name, _pointwise(layer))  # type: ignore[arg-type]
+    thin_in_float32(module)
     for parameter in module.parameters():
         if layout := _LAYOUTS.get(parameter.ndim):
             parameter.data = parameter.data.contiguous(memory_format=layout)
@@ -56,6 +60,49 @@ class Pointwise3d(_Pointwise, nn.Conv3d):
 
 
 _POINTWISE = {nn.Conv2d: Pointwise2d, nn.Conv3d: Pointwise3d}
+
+
+def thin_in_float32(module: nn.Module) -> nn.Module:
+    """Let all convolutions of a module have right gradients in bfloat16 on the CPU, see above; returns the module."""
+    for layer in module.modules():
+        if type(layer) in _GUARDED:
+            layer.__class__ = _GUARDED[type(layer)]  # parameters, hooks and all stay where they are
+    return module
+
+
+def convolved(convolve: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`convolve(x, weight, bias)`, in float32 where bfloat16's gradient is wrong.
+
+    Args:
+        convolve: `F.conv3d`, say, with its strides and paddings.
+        x: (B, C_in, *S).
+        weight: (C_out, C_in / groups, *kernel).
+        bias: (C_out,).
+    """
+    active = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    thin = any(n < k for n, k in zip(x.shape[2:], weight.shape[2:], strict=True))
+    if x.device.type != "cpu" or not thin or not (active or x.dtype == torch.bfloat16):
+        return convolve(x, weight, bias)
+    with torch.autocast("cpu", enabled=False):
+        return convolve(x.float(), weight.float(), None if bias is None else bias.float()).bfloat16()
+
+
+class _Guarded:
+    """See `convolved`."""
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return convolved(super()._conv_forward, x, weight, bias)  # type: ignore[misc]
+
+
+class Convolution2d(_Guarded, nn.Conv2d):
+    """See `convolved`."""
+
+
+class Convolution3d(_Guarded, nn.Conv3d):
+    """See `convolved`."""
+
+
+_GUARDED: dict[type, type] = {nn.Conv2d: Convolution2d, nn.Conv3d: Convolution3d}
 
 
 def _is_pointwise(layer: nn.Conv2d | nn.Conv3d) -> bool:

@@ -75,6 +75,7 @@ def train_config(
             "$import json",
             "$import os",
             "$from importlib.util import find_spec",
+            "$from monai_attention.blocks.convolution import thin_in_float32",
             "$from monai_attention.checkpoints import load_weights",
             f"$from {scripts}.handlers import whole_checkpoints",
             f"$from {scripts}.lora import add_lora",
@@ -101,7 +102,7 @@ def train_config(
         "cases": "$json.load(open(@data_dir + '/cases.json'))",
         **{key: value for key, value in inference.items() if key in _needed(inference)},
         "network_def": {**inference["network_def"], **plan.network},
-        "network": "$@network_def.to(@device)",
+        "network": "$thin_in_float32(@network_def).to(@device)",  # a network of any library
         "crops_each": "$processes.crops_each(@batch_size)",  # for every process that torchrun started
         "loaded": "$load_weights(@network, @bundle_root + '/models/initial.pt') and @network",
         "adapted": adapted[plan.method],

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from monai_attention.blocks.convolution import Pointwise3d, channels_last
+from monai_attention.blocks.convolution import Convolution3d, Pointwise3d, channels_last, thin_in_float32
 
 
 def small(dims, affine):
@@ -112,3 +112,42 @@ def test_gradients_are_torchs(dims):
     low = network(x.bfloat16())
     assert low.dtype == torch.bfloat16
     torch.testing.assert_close(low.double(), norm(x), rtol=0.02, atol=0.02)
+
+
+def gradients(conv, x, dtype):
+    """Of a convolution's weights; memory that it takes and does not fill holds NaN."""
+    torch.manual_seed(1)
+    junk = [torch.full((conv.weight.numel() // part,), torch.nan) for part in (1, 1, 1, 2, 2, 2)]
+    del junk
+    conv.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        y = conv(x)
+    assert y.dtype == dtype
+    y.backward(torch.randn(y.shape).to(y))
+    return conv.weight.grad
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize(
+    ("size", "stride"), [((2, 2, 2), 1), ((2, 9, 9), 1), ((1, 1, 1), 2), ((4, 4, 1), 2), ((4, 4), 1), ((1, 1), 2)]
+)
+def test_in_bfloat16_thin_images_give_right_gradients(size, stride, batch):
+    kind = (nn.Conv2d, nn.Conv3d)[len(size) - 2]
+    conv = thin_in_float32(kind(32, 32, 3, stride, 1))
+    x = torch.randn(batch, 32, *size)
+    expected = gradients(conv, x, torch.float32).clone()
+    for _ in range(6):
+        error = gradients(conv, x, torch.bfloat16) - expected
+        assert error.abs().max() < 0.02 * expected.abs().max()
+
+
+def test_a_thick_image_stays_in_bfloat16_and_so_does_a_thin_one_of_a_bfloat16_network():
+    conv = thin_in_float32(nn.Conv3d(2, 3, 3, padding=1))
+    assert type(conv) is Convolution3d
+    with torch.autocast("cpu", torch.bfloat16):
+        thick = conv(torch.ones(1, 2, 3, 3, 3))
+    plain = nn.Conv3d(2, 3, 3, padding=1).bfloat16()
+    plain.load_state_dict(conv.bfloat16().state_dict())
+    x = torch.ones(1, 2, 3, 3, 3, dtype=torch.bfloat16)
+    assert torch.equal(thick, plain(x))
+    torch.testing.assert_close(conv(x[..., :1]), plain(x[..., :1]))
