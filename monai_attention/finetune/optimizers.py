@@ -79,7 +79,9 @@ class MuonAdamW(AdamW):
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """A matrix with the same singular vectors, and singular values near 1 (0.7 to 1.2), however small they were.
+    """A matrix with the same singular vectors, and singular values near 1 (0.7 to 1.2).
+
+    Those below about a thousandth of the matrix's norm stay smaller: five steps enlarge by at most 500.
 
     Five steps of Jordan's iteration, X -> (a + b A + c A²) X with A = X X^T. All steps' factors are polynomials of the
     first A, so that they are multiplied first, and the long side of the matrix is touched only twice.

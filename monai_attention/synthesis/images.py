@@ -33,11 +33,13 @@ class ImageGenerator:
         rotation_deg: largest rotation about each axis, degrees.
         scaling: largest relative change of size along each axis.
         shear: largest shear of each axis along each other axis, mm per mm.
-        elastic_mm: largest standard deviation of the elastic displacement, mm; its control points lie 32 mm apart.
-        bias_std: largest standard deviation of the logarithm of the multiplicative bias field.
+        elastic_mm: largest standard deviation of the elastic displacement at its control points, mm, which lie 32 mm
+            apart; over the image it is some 0.4 of that, for between them displacements are averaged.
+        bias_std: largest standard deviation of the logarithm of the multiplicative bias field, at control points too.
         noise_std: largest standard deviation of the noise, as a part of the intensity range.
         gamma_std: standard deviation of the logarithm of the gamma exponent.
-        max_spacing_mm: coarsest spacing that the image is degraded to, along one axis (slices) or along all.
+        max_spacing_mm: coarsest spacing that the image is degraded to along one axis (slices), or half of it along all;
+            nothing is blurred if that is no coarser than `spacing`.
         contrasts: brightness of each tissue in well-known kinds of scans (T1- or T2-weighted, say), black 0 to white 1.
         contrast_probability: how often an image resembles one of `contrasts`; otherwise each class has any brightness.
         channels: images of one head, each with a contrast, bias, noise and resolution of its own; if several, they
@@ -200,6 +202,8 @@ class ImageGenerator:
 
     def _degrade(self, image: Tensor, draw: Draw) -> Tensor:
         """Blur, sample down to a random resolution, sample up again."""
+        if self.max_spacing_mm <= self.spacing:
+            return image
         coarse = [self.spacing] * 3
         kind = draw.uniform(0, 1)
         if kind < 0.4:  # slices

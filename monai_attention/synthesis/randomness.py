@@ -39,7 +39,10 @@ class Draw:
 
 
 def smooth_field(channels: int, nodes: Sequence[int], size: Sequence[int], generator: torch.Generator) -> Tensor:
-    """Gaussian noise of unit variance at control points, spread smoothly over a grid, (channels, *size)."""
+    """Gaussian noise of unit variance at control points, spread smoothly over a grid, (channels, *size).
+
+    Over the grid its standard deviation is some 0.4: between control points their values are averaged.
+    """
     noise = torch.randn(1, channels, *nodes, generator=generator, device=generator.device)
     half = [max(2, n // 2) for n in size]
     field = stretched(noise, half, align_corners=True)

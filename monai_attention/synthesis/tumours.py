@@ -23,7 +23,7 @@ CORE, OEDEMA, ENHANCING = 901, 902, 903
 """Label values of what does not enhance (necrosis, or all of a core without enhancement), oedema, and what does."""
 
 WAVES = 0.6
-"""Standard deviation of a surface's waves, as a share of the radius."""
+"""Standard deviation of a surface's waves at their control points, as a share of the radius; on the whole 0.4 of it."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Tumour:
             nothing does.
         oedema_mm: how far oedema reaches into white matter.
         mass: volume of what was pushed away, as a share of the tumour's.
-        waves: two smooth fields of unit variance, on the image's grid, (2, X, Y, Z).
+        waves: two fields on the image's grid, see `smooth_field`, (2, X, Y, Z).
     """
 
     centre: Tensor
