@@ -59,7 +59,7 @@ class Contender:
     """One training, or none.
 
     Args:
-        source: the bundle's name.
+        source: the bundle's name, and the beginning of its weights' hash.
         task: one of `TASKS`.
         method: one of `METHODS`; `source` is the bundle as it is.
         people: in the training cohort; 0 of the source.
@@ -81,15 +81,19 @@ class Contender:
 
 def contenders(arguments: argparse.Namespace, task: str) -> list[Contender]:
     """Those of a task; its classes decide whether the source can take part."""
-    source = bundles.info(arguments.source)
-    able = TASKS[task].classes.keys() <= set(source.classes.values())
-    found = [Contender(source.name, task, "source", 0, 0)] if able and "source" in arguments.methods else []
+    able = TASKS[task].classes.keys() <= set(bundles.info(arguments.source).classes.values())
+    source = named(arguments.source)
+    found = [Contender(source, task, "source", 0, 0)] if able and "source" in arguments.methods else []
     trained = [method for method in METHODS if method in arguments.methods and method != "source"]
     return found + [
-        Contender(source.name, task, method, people, arguments.epochs)
-        for people in arguments.cases
-        for method in trained
+        Contender(source, task, method, people, arguments.epochs) for people in arguments.cases for method in trained
     ]
+
+
+def named(bundle: str) -> str:
+    """A bundle's name with its weights': what was adapted from others is not taken for what these give."""
+    info = bundles.info(bundle)
+    return f"{info.name}_{(info.weights_sha256 or 'untrained')[:8]}"
 
 
 def contend(one: Contender, work: Path, source: str) -> None:
@@ -156,7 +160,8 @@ def judged(found: Evaluation) -> dict[str, Any]:
     classes, overall = found.estimates("dice")
     people = defaultdict(list)
     for case in found.cases:
-        people[case.group].append(case.dice or 0.0)
+        if case.dice is not None:
+            people[case.group].append(case.dice)
     return {
         "dice": overall.mean,
         "interval": overall.interval,
@@ -222,8 +227,9 @@ def main(given: list[str] | None = None) -> None:
     arguments.work = arguments.work.absolute()
     if arguments.one:
         torch.set_num_threads(arguments.threads)
-        name = bundles.info(arguments.source).name
-        one = Contender(name, arguments.task[0], arguments.methods[0], arguments.cases[0], arguments.epochs)
+        one = Contender(
+            named(arguments.source), arguments.task[0], arguments.methods[0], arguments.cases[0], arguments.epochs
+        )
         contend(one, arguments.work, arguments.source)
         return
     maps = sorted(arguments.labels.glob("*.nii*"))
