@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.registration import FOLDED, SIDES, T1, T2
+from benchmarks.registration import FOLDED, T1, T2, left
 from monai_attention.io.write import write_json, write_labels, write_nifti
 from monai_attention.synthesis.dataset import OEDEMA_REACH, PARTS
 from monai_attention.synthesis.images import look_up
@@ -184,8 +184,7 @@ def _render_one(
     differences = {value: generator.normal(1, 0.03) for value in sorted(brightness)}
     table = np.zeros(int(labels.max()) + 1, np.float32)
     for value in np.unique(labels[labels > 0]):
-        one = ALIKE.get(int(value), int(value))
-        one = SIDES.get(one, one)
+        one = left(ALIKE.get(int(value), int(value)))
         if one not in differences:
             raise ValueError(
                 f"expected FreeSurfer's and SynthSeg's labels, of which {value} is none that has a brightness"
@@ -210,7 +209,7 @@ def with_tumour(labels: np.ndarray, voxel_mm: float, seed: int) -> np.ndarray:
     reach = torch.full((max(PARTS) + 1,), -1.0)
     reach[list(BRAIN)] = OEDEMA_REACH[0]
     for tissue, values in enumerate((GREY, WHITE, FLUID)):
-        reach[[value for value in BRAIN if FOLDED.get(value, SIDES.get(value, value)) in values]] = OEDEMA_REACH[tissue]
+        reach[[value for value in BRAIN if left(value) in values]] = OEDEMA_REACH[tissue]
     soil = Soil(torch.tensor([2, 41]), reach, PARTS)
     before = torch.from_numpy(labels.astype(np.int16))
     axes = [(torch.arange(n) - (n - 1) / 2) * voxel_mm for n in labels.shape]

@@ -50,15 +50,21 @@ OURS = {"affine only": (0, False), "optimisation": (50, False), "network": (0, T
 """Steps, and whether the bundle's network comes first."""
 
 
+def left(label: int) -> int:
+    """The structure that a label counts as, on the left if it has two sides."""
+    one = FOLDED.get(label, label)
+    return SIDES.get(one, one)
+
+
 def rendered(labels: np.ndarray, contrast: dict[int, float], seed: int) -> np.ndarray:
     """An image of a label map; labels without a brightness get one that depends on the label and contrast alone."""
     from scipy.ndimage import gaussian_filter
 
     table = np.zeros(int(labels.max()) + 1, np.float32)
     for value in np.unique(labels[labels > 0]):
-        one = SIDES.get(int(value), int(value))
+        one = left(int(value))
         other = np.random.default_rng([one, contrast is T2]).uniform(0.05, 0.9)
-        table[value] = contrast.get(FOLDED.get(one, one), other)
+        table[value] = contrast.get(one, other)
     image = gaussian_filter(table[labels], 0.6)
     generator = np.random.default_rng(seed)
     slopes = [np.linspace(-1, 1, n, dtype=np.float32) * 0.15 * generator.normal() for n in labels.shape]

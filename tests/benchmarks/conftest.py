@@ -25,7 +25,7 @@ def people(tmp_path_factory):
     folder = tmp_path_factory.mktemp("labels")
     labels, affine = head_labels(4.0)
     for person in range(1, 9):
-        write_nifti(folder / f"{person:02d}.nii.gz", labels[..., person // 2 :], affine)
+        write_nifti(folder / f"{person:02d}.nii.gz", labels[..., person:], affine)
     return folder
 
 
