@@ -103,11 +103,11 @@ def monais(classes: int, shape: tuple[int, ...], air: float) -> tuple[float, dic
     from monai.inferers import SlidingWindowInferer
     from monai.transforms import Activationsd, AsDiscreted, Compose, Invertd, Orientationd, SaveImaged
 
-    network = OneConvolution(classes).eval()
+    image, network = volume(shape, air), OneConvolution(classes).eval()
     before = Compose([Orientationd("image", "RAS", labels=None)])
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        data = before({"image": MetaTensor(volume(shape, air), affine=torch.eye(4))})
+        data = before({"image": MetaTensor(image, affine=torch.eye(4))})
         data["pred"] = SlidingWindowInferer(64, 1, 0.25, "gaussian")(data["image"][None], network)[0]
         after = Compose(
             [

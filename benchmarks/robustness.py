@@ -94,7 +94,10 @@ def judge(name: str, task: Task, maps: Sequence[Path], bundle: str, work: Path) 
 
     Raises:
         RuntimeError: a scan was refused.
+        ValueError: there are fewer people than are kept for validation.
     """
+    if len(maps) < HELD_OUT:
+        raise ValueError(f"expected label maps of {HELD_OUT} people and more; got {len(maps)}")
     folder = work / name.replace(" ", "_").replace(",", "")
     people, scans = range(len(maps) - HELD_OUT + 1, len(maps) + 1), range(TUMOURS if len(task.sequences) > 1 else 1)
     for person in people:
@@ -177,6 +180,8 @@ def main(given: list[str] | None = None) -> None:
     arguments = parser.parse_args(given)
     torch.set_num_threads(arguments.threads)
     info = bundles.info(arguments.bundle)
+    if arguments.save and arguments.only:
+        parser.error("--save writes the whole table, not that of --only")
     title, card = f"robustness, {info.name}", info.folder / "docs/README.md"
     if arguments.save and f"<!-- {title} -->\n" not in card.read_text():
         parser.error(f"{card} has no lines '<!-- {title} -->' and '<!-- end of {title} -->' to put the tables between")

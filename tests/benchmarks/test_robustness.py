@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import robustness
 from benchmarks.cohorts import BRAIN, PARTS, Task, fineness, render, targets, with_tumour
+from benchmarks.registration import left
 from benchmarks.robustness import CONDITIONS, TUMOUR_CONDITIONS, condition_table, conditions_of, figures
 from monai_attention.bundles import info
 from monai_attention.synthesis.phantom import head_labels
@@ -25,17 +26,18 @@ def test_a_run_renders_evaluates_and_goes_into_the_card(people, source, tmp_path
     card.write_text(f"Before.\n<!-- {title} -->\nold\n<!-- end of {title} -->\nAfter.\n")
     (source / "configs/train.json").write_text(json.dumps({"classes": CLASSES}))
     monkeypatch.setattr("benchmarks.networks.HERE", tmp_path)
-    only = ["like T1, 2 mm", "slices of 5 mm, 1 mm within"]
-    given = ["--labels", people, "--work", tmp_path / "work", "--bundle", source, "--threads", "1", "--save", "--only"]
-    robustness.main([str(one) for one in given] + only)
+    some = {name: CONDITIONS[name] for name in ("like T1, 2 mm", "slices of 5 mm, 1 mm within")}
+    monkeypatch.setattr("benchmarks.robustness.CONDITIONS", some)
+    given = ["--labels", people, "--work", tmp_path / "work", "--bundle", source, "--threads", "1", "--save"]
+    robustness.main([str(one) for one in given])
     text = card.read_text()
     assert text.startswith("Before.\n")
     assert text.endswith("After.\n")
     assert "old" not in text
-    for line in (*(f"| {name} |" for name in only), "| cerebellum |", "| brain-stem |"):
+    for line in (*(f"| {name} |" for name in some), "| cerebellum |", "| brain-stem |"):
         assert line in text
     (result,) = json.loads((tmp_path / "numbers.json").read_text()).values()
-    assert [len(result[name]["dice"]) for name in only] == [3, 3]
+    assert [len(result[name]["dice"]) for name in some] == [3, 3]
 
 
 def test_a_card_without_a_place_for_the_tables_is_refused_before_anything_is_done(people, source, tmp_path, capsys):
@@ -62,7 +64,7 @@ def test_conditions_differ_from_the_first_in_one_thing():
     for other in others:
         assert (
             sum(getattr(first, name) != getattr(other, name) for name in ("sequences", "noise", "bias", "voxel_mm"))
-            <= 1
+            == 1
         )
 
 
@@ -100,6 +102,14 @@ def test_an_unknown_condition_is_refused_with_the_known_ones(people, source, tmp
     with pytest.raises(SystemExit):
         robustness.main([str(one) for one in given])
     assert "expected some of like T1, 2 mm, like T2" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        robustness.main([str(one) for one in given[:-1]] + ["like PD", "--save"])
+    assert "not that of --only" in capsys.readouterr().err
+
+
+def test_too_few_people_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="label maps of 3 people and more; got 2"):
+        robustness.judge("like PD", CONDITIONS["like PD"], [tmp_path] * 2, "any", tmp_path)
 
 
 def test_a_bundle_that_knows_tumours_is_judged_on_tumours():
@@ -107,6 +117,11 @@ def test_a_bundle_that_knows_tumours_is_judged_on_tumours():
     conditions = conditions_of({"classes": CLASSES, "seats": [2, 41]})
     assert {len(task.sequences) for task in conditions.values()} == {4}
     assert [name for name, task in conditions.items() if not task.tumour] == ["without tumour"]
+
+
+@pytest.mark.parametrize(("label", "structure"), [(25, 2), (57, 2), (136, 4), (163, 4), (164, 5), (54, 18), (16, 16)])
+def test_a_label_and_its_mirror_image_are_one_structure(label, structure):
+    assert left(label) == structure
 
 
 def test_a_tumour_grows_in_white_matter_and_pushes_the_rest_away():
