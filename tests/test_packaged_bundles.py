@@ -183,6 +183,8 @@ def test_its_training_runs_on_label_maps_made_of_code(bundle, tmp_path):
     releasing.initialize()
     releasing.run()
     assert bundles.info(copy).weights_sha256 == file_sha256(copy / "models/model.pt")
+    released = torch.load(copy / "models/model.pt", weights_only=True)
+    assert all(torch.equal(released[name], one.to(released[name].dtype)) for name, one in first.items())
     assert bundles.info(copy).weights_sha256 != bundles.info(bundle).weights_sha256
 
 
@@ -220,7 +222,7 @@ def test_a_registration_trains_on_a_users_own_images(registering, tmp_path):
     workflow.run()
     assert workflow.parser.get_parsed_content("train#trainer").state.iteration == 1
     metrics = workflow.parser.get_parsed_content("validate#evaluator").state.metrics
-    assert -1 < metrics["val_likeness"] < 1
+    assert -1 < metrics["val_likeness"] < 0
     assert (tmp_path / "run/best.pt").is_file()
 
 

@@ -63,43 +63,46 @@ _POINTWISE = {nn.Conv2d: Pointwise2d, nn.Conv3d: Pointwise3d}
 
 
 def thin_in_float32(module: nn.Module) -> nn.Module:
-    """Let all convolutions of a module have right gradients in bfloat16 on the CPU, see above; returns the module."""
+    """Let a module's `nn.Conv2d` and `nn.Conv3d` have right gradients in bfloat16 on the CPU, see above.
+
+    Returns:
+        The module itself. Layers of classes derived from these are left as they are.
+    """
     for layer in module.modules():
         if type(layer) in _GUARDED:
             layer.__class__ = _GUARDED[type(layer)]  # parameters, hooks and all stay where they are
     return module
 
 
-def convolved(convolve: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`convolve(x, weight, bias)`, in float32 where bfloat16's gradient is wrong.
-
-    Args:
-        convolve: `F.conv3d`, say, with its strides and paddings.
-        x: (B, C_in, *S).
-        weight: (C_out, C_in / groups, *kernel).
-        bias: (C_out,).
-    """
-    active = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-    thin = any(n < k for n, k in zip(x.shape[2:], weight.shape[2:], strict=True))
-    if x.device.type != "cpu" or not thin or not (active or x.dtype == torch.bfloat16):
-        return convolve(x, weight, bias)
-    with torch.autocast("cpu", enabled=False):
-        return convolve(x.float(), weight.float(), None if bias is None else bias.float()).bfloat16()
-
-
 class _Guarded:
-    """See `convolved`."""
+    """A convolution in float32 where the gradient of its weights in bfloat16 would be wrong, see above."""
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return convolved(super()._conv_forward, x, weight, bias)  # type: ignore[misc]
+        convolve: Callable[..., Tensor] = super()._conv_forward  # type: ignore[misc]
+        if x.device.type != "cpu" or not _thin(x, weight) or _autocast_dtype(x) != torch.bfloat16:
+            return convolve(x, weight, bias)
+        with torch.autocast("cpu", enabled=False):
+            return convolve(x.float(), weight.float(), None if bias is None else bias.float()).bfloat16()
 
 
 class Convolution2d(_Guarded, nn.Conv2d):
-    """See `convolved`."""
+    """See `_Guarded`."""
 
 
 class Convolution3d(_Guarded, nn.Conv3d):
-    """See `convolved`."""
+    """See `_Guarded`."""
+
+
+def _thin(x: Tensor, weight: Tensor) -> bool:
+    """Whether an image (B, C, *S) or (C, *S) has an axis shorter than the kernel's."""
+    kernel = weight.shape[2:]
+    return any(n < k for n, k in zip(x.shape[-len(kernel) :], kernel, strict=True))
+
+
+def _autocast_dtype(x: Tensor) -> torch.dtype:
+    """In which the CPU convolves; autocast leaves float64 alone."""
+    active = torch.is_autocast_enabled("cpu") and x.dtype != torch.float64
+    return torch.get_autocast_dtype("cpu") if active else x.dtype
 
 
 _GUARDED: dict[type, type] = {nn.Conv2d: Convolution2d, nn.Conv3d: Convolution3d}

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import sys
 import time
 import zipfile
 from collections.abc import Callable, Sequence
@@ -168,7 +169,7 @@ class KeepBest:
     def __call__(self, engine: Engine) -> None:
         """Save the weights if nothing was better."""
         score = float(engine.state.metrics[self.metric])
-        score = score if math.isfinite(score) else -1.0
+        score = score if math.isfinite(score) else -sys.float_info.max
         note = self.path.with_suffix(".json")
         best = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else None
         if best is not None and best["score"] > score and best["epoch"] < engine.state.epoch:

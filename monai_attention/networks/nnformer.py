@@ -25,7 +25,7 @@ from monai.networks.layers.factories import Conv
 from torch import Tensor, nn
 
 from monai_attention.blocks.attention import Mlp, check_heads
-from monai_attention.blocks.convolution import convolved, thin_in_float32
+from monai_attention.blocks.convolution import thin_in_float32
 from monai_attention.blocks.patches import Unpatch, crop_to, pad_to_multiple
 from monai_attention.blocks.recompute import run
 from monai_attention.blocks.swin import RelativePosition, rising_rates, swin_blocks
@@ -90,8 +90,8 @@ class Halving(nn.Module):
         """Halve the grid."""
         x = to_channels(self.norm(F.gelu(x)))
         pads = [int(s == 2 and n % 2 == 0) for n, s in zip(x.shape[2:], self.conv.stride, strict=True)]
-        convolve = functools.partial(F.conv3d if len(pads) == 3 else F.conv2d, stride=self.conv.stride, padding=pads)
-        return to_tokens(convolved(convolve, x, self.conv.weight, self.conv.bias))
+        convolve = F.conv3d if len(pads) == 3 else F.conv2d
+        return to_tokens(convolve(x, self.conv.weight, self.conv.bias, self.conv.stride, pads))
 
 
 class EncoderStage(nn.Module):

@@ -23,7 +23,7 @@ CORE, OEDEMA, ENHANCING = 901, 902, 903
 """Label values of what does not enhance (necrosis, or all of a core without enhancement), oedema, and what does."""
 
 WAVES = 0.6
-"""Standard deviation of a surface's waves at their control points, as a share of the radius; on the whole 0.4 of it."""
+"""Standard deviation of a surface's waves at their control points, in radii; over the surface it is 0.4 of that."""
 
 
 @dataclass(frozen=True)

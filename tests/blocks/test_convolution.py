@@ -141,7 +141,7 @@ def test_in_bfloat16_thin_images_give_right_gradients(size, stride, batch):
         assert error.abs().max() < 0.02 * expected.abs().max()
 
 
-def test_a_thick_image_stays_in_bfloat16_and_so_does_a_thin_one_of_a_bfloat16_network():
+def test_results_stay_in_bfloat16():
     conv = thin_in_float32(nn.Conv3d(2, 3, 3, padding=1))
     assert type(conv) is Convolution3d
     with torch.autocast("cpu", torch.bfloat16):
@@ -151,3 +151,13 @@ def test_a_thick_image_stays_in_bfloat16_and_so_does_a_thin_one_of_a_bfloat16_ne
     x = torch.ones(1, 2, 3, 3, 3, dtype=torch.bfloat16)
     assert torch.equal(thick, plain(x))
     torch.testing.assert_close(conv(x[..., :1]), plain(x[..., :1]))
+
+
+def test_a_thin_image_of_another_kind_is_left_as_it_is():
+    conv = thin_in_float32(nn.Conv3d(2, 3, 3, padding=1))
+    x = torch.ones(2, 2, 2, 2)
+    assert torch.equal(conv(x), conv(x[None])[0])  # without a batch
+    with torch.autocast("cpu", torch.bfloat16):
+        assert conv.double()(x.double()).dtype == torch.float64  # autocast leaves these alone
+    with torch.autocast("cpu", torch.float16):
+        assert conv.float()(x).dtype == torch.float16

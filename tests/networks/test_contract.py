@@ -1,5 +1,6 @@
 """What every network promises; networks are found automatically."""
 
+import copy
 import importlib
 import inspect
 import pkgutil
@@ -96,6 +97,13 @@ def test_every_parameter_gets_a_finite_gradient(network_class):
         assert parameter.grad is not None, f"{name} is not used"
         assert parameter.grad.isfinite().all(), name
         assert parameter.grad.abs().sum() > 0, f"{name} has no influence"
+
+
+def test_its_convolutions_have_right_gradients_of_thin_images_in_bfloat16(network_class):
+    """See `blocks.convolution`; a plain layer would not."""
+    for dims in (2, 3):
+        copied = copy.deepcopy(_build(network_class, dims=dims))
+        assert not {type(layer) for layer in copied.modules()} & {nn.Conv2d, nn.Conv3d}
 
 
 def test_evaluation_is_deterministic_with_dropout(network_class):
