@@ -24,6 +24,9 @@ MARGIN_MM = 12.0
 COARSEST_MM = 8.0
 """Voxels of the first level; with coarser ones self-similarity was seen to lead astray."""
 
+COARSEST_AFTER_NETWORK_MM = 4.0
+"""The same where a network has aligned what is coarse: at 8 mm self-similarity was seen to undo that."""
+
 Network = Callable[[Scan, Scan], Tensor]
 """From the moving and the fixed scan on one grid to a ddf there, (1, 3, *S)."""
 
@@ -113,7 +116,8 @@ def register_pair(fixed: Scan, moving: Scan, plan: Plan, phases: Phases, *, on_s
         figures["network"] = judge(ddf)
     if plan.steps:
         weight = WEIGHTS[name] if plan.weight is None else plan.weight
-        factors = [factor for factor in (8, 4, 2) if factor * plan.spacing <= COARSEST_MM]
+        coarsest_mm = COARSEST_MM if ddf is None else COARSEST_AFTER_NETWORK_MM
+        factors = [factor for factor in (8, 4, 2) if factor * plan.spacing <= coarsest_mm]
         settings = Settings(
             unlike,
             weight=weight,

@@ -33,6 +33,13 @@ def test_a_network_helps_where_it_knows_better():
     assert found.transformation.ddf is not None
 
 
+@pytest.mark.parametrize(("network", "levels"), [(None, 2), (lambda moving, fixed: far_away(moving, fixed) * 0, 1)])
+def test_after_a_network_optimisation_begins_on_a_finer_level(network, levels):
+    scan = head(6.0)
+    plan = Plan(similarity="lncc", spacing=4.0, steps=1, network=network)
+    assert len(register_pair(scan, scan, plan, Phases(CPU)).losses) == levels
+
+
 def test_a_pose_stands_in_for_the_affine_registration_where_it_is_found():
     scan = head(6.0)
     turned = rigid((0, 150, 0), (0, 0, 0))
