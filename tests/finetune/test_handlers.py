@@ -7,7 +7,7 @@ import torch
 from ignite.engine import Engine
 
 from monai_attention import Refusal
-from monai_attention.finetune.handlers import EpochTable, Reseed, SamePlan, StopOnNonFinite
+from monai_attention.finetune.handlers import EpochTable, KeepBest, Reseed, SamePlan, StopOnNonFinite
 from tests.refusals import refusal
 
 
@@ -68,6 +68,18 @@ def test_row_50_a_training_goes_on_only_by_the_plan_that_it_began_with(tmp_path)
     (runs / "train.json").unlink()  # begun by an earlier version
     begin(seed=2)
     assert (runs / "train.json").read_bytes() == config.read_bytes()
+
+
+def test_the_best_is_kept_across_kills_and_what_is_no_number_never_is(tmp_path):
+    network, engine = torch.nn.Linear(1, 1), Engine(lambda engine, batch: None)
+    kept = []
+    for epoch, score in enumerate((math.nan, -3.0, math.nan, -math.inf, -2.0, -2.5), start=1):
+        torch.nn.init.constant_(network.weight, epoch)
+        engine.state.epoch, engine.state.metrics = epoch, {"likeness": score}
+        KeepBest(tmp_path / "best.pt", network, "likeness")(engine)  # another one, as after a kill
+        kept.append(int(torch.load(tmp_path / "best.pt", weights_only=True)["weight"]))
+    assert kept == [1, 2, 2, 2, 5, 5]
+    assert json.loads((tmp_path / "best.json").read_text()) == {"score": -2.0, "epoch": 5}
 
 
 def test_an_epoch_draws_the_same_whether_or_not_others_came_before():
