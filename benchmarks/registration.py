@@ -97,7 +97,7 @@ def ours(folder: Path, steps: int, bundle: str | None) -> None:
     from monai_attention.io.fields import write_field
     from monai_attention.io.read import read
     from monai_attention.registration.case import scan_of
-    from monai_attention.registration.network import network_of, pose_of
+    from monai_attention.registration.network import network_of, recognise_of
     from monai_attention.registration.pair import Plan, register_pair
     from monai_attention.registration.transformation import displacement, resample
 
@@ -105,16 +105,17 @@ def ours(folder: Path, steps: int, bundle: str | None) -> None:
     fixed, moving, labels = (scan_of(read(folder / f"{name}.nii.gz"), device) for name in ("fixed", "moving", "labels"))
     loaded = None if bundle is None else load_registration(bundle)
     network = None if loaded is None else network_of(loaded.model, loaded.spacing_mm)
-    pose = None if loaded is None else pose_of(loaded.model, loaded.spacing_mm)
+    recognise = None if loaded is None else recognise_of(loaded.model, loaded.spacing_mm)
     start = time.perf_counter()
-    found = register_pair(fixed, moving, Plan(steps=steps, network=network, pose=pose), Phases(device))
+    found = register_pair(fixed, moving, Plan(steps=steps, network=network, recognise=recognise), Phases(device))
     resample(moving, found.transformation, fixed)  # the peers' times hold it as well
     seconds = time.perf_counter() - start
     warped = resample(labels, found.transformation, fixed, mode="nearest")[0, 0].numpy().astype(np.uint8)
     nibabel.save(nibabel.Nifti1Image(warped, fixed.affine.numpy()), folder / "warped.nii.gz")
     write_field(folder / "field.nii.gz", displacement(found.transformation, fixed), fixed.affine.numpy())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    figures = {"seconds": seconds, "peak_gb": peak, "similarity": found.similarity}
+    stages = {"unlike": found.figures, "recognised": found.overlaps, "dropped": found.worse}
+    figures = {"seconds": seconds, "peak_gb": peak, "similarity": found.similarity, **stages}
     (folder / "figures.json").write_text(json.dumps(figures))
 
 

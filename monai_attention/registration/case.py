@@ -202,6 +202,8 @@ class _Result:
             "information, nats": round(found.affine.information, 3),
         }
         self.figures |= {f"unlike, {stage}": round(value, 5) for stage, value in found.figures.items()}
+        overlaps = {stage: value for stage, value in found.overlaps.items() if not math.isnan(value)}
+        self.figures |= {f"recognised, {stage}": round(value, 4) for stage, value in overlaps.items()}
         self.notes = [*notes, *_doubts(found)]
 
     def write_field_and_affine(self) -> None:

@@ -11,17 +11,13 @@ from torch import Tensor
 
 from monai_attention.registration.fields import resize_ddf
 from monai_attention.registration.model import RegistrationModel
-from monai_attention.registration.pair import Network, Pose
+from monai_attention.registration.pair import Network
+from monai_attention.registration.recognised import Recognise
 from monai_attention.registration.scan import Scan, normalised
 from monai_attention.registration.structures import StructureNetwork
 
 Model = Callable[[Tensor, Tensor], Tensor]
 """From moving and fixed image (1, C, *S) to a ddf (1, 3, *S)."""
-
-LEAST_STRUCTURES = 8
-LEAST_MM3 = 300.0
-FARTHEST_MM = 10.0
-"""Of a pose by structures: so many of at least this volume, half of them no further from each other than this."""
 
 
 def network_of(model: Model, spacing_mm: Sequence[float]) -> Network:
@@ -42,65 +38,35 @@ def network_of(model: Model, spacing_mm: Sequence[float]) -> Network:
     return network
 
 
-def pose_of(model: Model, spacing_mm: Sequence[float]) -> Pose | None:
-    """What `pair.Plan` takes for the affine registration: the map between structures that the model recognises.
-
-    It is not refined by mutual information: on heads of two people in two contrasts that was seen to lead away from it.
+def recognise_of(model: Model, spacing_mm: Sequence[float]) -> Recognise | None:
+    """What `pair.Plan` finds the pose with, and judges by: the structures that the model recognises in a scan.
 
     Args:
         model: trained on images in RAS.
         spacing_mm: of these, along x, y, z.
 
     Returns:
-        None for a model that recognises none. The function gives None where fewer than `LEAST_STRUCTURES` are in both
-        scans, or where they do not fit.
+        None for a model that recognises none.
     """
     if not isinstance(model, RegistrationModel) or not isinstance(model.network, StructureNetwork):
         return None
-    recognising = model.network
+    network = model.network
 
-    def pose(moving: Scan, fixed: Scan) -> Tensor | None:
-        (here, own), (there, other) = (_structures(scan, recognising, spacing_mm) for scan in (fixed, moving))
-        both = torch.minimum(own, other) > LEAST_MM3
-        return affine_between(here[both], there[both]) if int(both.sum()) >= LEAST_STRUCTURES else None
+    def recognise(scan: Scan) -> Scan:
+        axes, flipped = to_ras(scan)
+        worked = _size_at(scan, axes, spacing_mm)
+        found = network.recognise(_resized(_turned(normalised(scan).values, axes, flipped), worked))[:, 0]
+        step = torch.zeros(4, 4, dtype=torch.float64)  # from a voxel of the structures to one of the scan
+        step[3, 3] = 1
+        for world, (axis, n) in enumerate(zip(axes, worked, strict=True)):
+            length = scan.shape[axis] / n * network.coarseness
+            first, sign = (length - 1) / 2, 1
+            if world in flipped:
+                first, sign = scan.shape[axis] - 1 - first, -1
+            step[axis, world], step[axis, 3] = sign * length, first
+        return Scan(found, scan.affine @ step)
 
-    return pose
-
-
-def affine_between(here: Tensor, there: Tensor, *, nearest_mm: float = 2.0) -> Tensor | None:
-    """The affine map under which points lie nearest to others, by the sum of distances: a few wrong ones hardly count.
-
-    Args:
-        here: shape (N, 3), mm.
-        there: where each should come to lie.
-        nearest_mm: distances below count as squares.
-
-    Returns:
-        Shape (4, 4), float64; None if it mirrors, or half of the points stay further away than `FARTHEST_MM`.
-    """
-    points, goals = F.pad(here.double(), (0, 1), value=1.0), there.double()
-    weights = torch.ones_like(points[:, :1])
-    for _ in range(20):  # least squares, weighted again and again
-        columns = torch.linalg.lstsq(points * weights.sqrt(), goals * weights.sqrt()).solution
-        off = (points @ columns - goals).norm(dim=1, keepdim=True)
-        weights = 1 / off.clamp_min(nearest_mm)
-    matrix = torch.cat([columns.T, points.new_tensor([[0.0, 0.0, 0.0, 1.0]])])
-    return matrix if torch.linalg.det(matrix[:3, :3]) > 0 and float(off.median()) < FARTHEST_MM else None
-
-
-def _structures(scan: Scan, network: StructureNetwork, spacing_mm: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Where structures lie in a scan, (n, 3) in RAS mm, and their volumes in mm³."""
-    axes, flipped = to_ras(scan)
-    worked = _size_at(scan, axes, spacing_mm)
-    centres, size = network.centres(_resized(_turned(normalised(scan).values, axes, flipped), worked))
-    turned = torch.tensor([scan.shape[axis] for axis in axes])
-    steps = turned / torch.tensor(worked)
-    voxels = (centres.double().cpu() + 0.5) * steps - 0.5
-    voxels[:, flipped] = turned[flipped] - 1 - voxels[:, flipped]
-    back = torch.empty_like(voxels)
-    back[:, axes] = voxels
-    mm3 = size.double().cpu() * steps.prod() * scan.spacing.prod()
-    return back @ scan.affine[:3, :3].T + scan.affine[:3, 3], mm3
+    return recognise
 
 
 def _size_at(scan: Scan, axes: Sequence[int], spacing_mm: Sequence[float]) -> list[int]:

@@ -14,6 +14,7 @@ from monai_attention.registration.affine import Affine, register_affine
 from monai_attention.registration.fields import warp
 from monai_attention.registration.optimise import Settings, optimise, whole_ddf
 from monai_attention.registration.progress import OnStep, untold
+from monai_attention.registration.recognised import Recognise, overlap, pose
 from monai_attention.registration.scan import Scan, affine_of_grid, coarser, normalised, part_of
 from monai_attention.registration.similarities import similarity, suited
 from monai_attention.registration.transformation import Transformation
@@ -30,9 +31,6 @@ COARSEST_AFTER_NETWORK_MM = 4.0
 Network = Callable[[Scan, Scan], Tensor]
 """From the moving and the fixed scan on one grid to a ddf there, (1, 3, *S)."""
 
-Pose = Callable[[Scan, Scan], Tensor | None]
-"""From the moving and the fixed scan, each as it is, to a matrix (4, 4), fixed -> moving in RAS mm; None: not found."""
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -44,7 +42,8 @@ class Plan:
         steps: of the optimisation on that grid (more on coarser ones); 0: none.
         weight: of the field's smoothness; None: as suits the similarity.
         network: see `Network`; None: none.
-        pose: in place of the affine registration, see `Pose`; None: there is no other.
+        recognise: see `recognised`; the map between structures takes the place of the affine registration where it is
+            found, and their overlap has a say in whether a deformation is kept. None: they are not recognised.
         seconds: the optimisation ends after so many; None: after all steps.
     """
 
@@ -53,7 +52,7 @@ class Plan:
     steps: int = 50
     weight: float | None = None
     network: Network | None = None
-    pose: Pose | None = None
+    recognise: Recognise | None = None
     seconds: float | None = None
 
 
@@ -69,6 +68,7 @@ class Registered:
         transformation: fixed world -> moving world.
         similarity: by name; the one that figures are of.
         figures: `unlike` at each stage (`affine`, `network`, `optimised`): lower is better.
+        overlaps: of the recognised structures, Dice at each stage, NaN where too few are; empty: none are recognised.
         affine: what the affine registration found.
         worse: whether the deformation made it worse, and was dropped.
         losses: of the optimisation, a list a level.
@@ -78,6 +78,7 @@ class Registered:
     transformation: Transformation
     similarity: str
     figures: dict[str, float]
+    overlaps: dict[str, float]
     affine: Affine
     worse: bool
     losses: list[list[float]] = field(default_factory=list)
@@ -86,6 +87,9 @@ class Registered:
 
 def register_pair(fixed: Scan, moving: Scan, plan: Plan, phases: Phases, *, on_step: OnStep = untold) -> Registered:
     """Find the transformation of one pair.
+
+    A deformation is dropped where it makes the images less alike and does not bring recognised structures together
+    either. Across contrasts, similarity alone was seen to refuse good deformations.
 
     Args:
         fixed: any grid.
@@ -98,22 +102,29 @@ def register_pair(fixed: Scan, moving: Scan, plan: Plan, phases: Phases, *, on_s
         ValueError: a scan is constant, or there is no such similarity.
     """
     with phases.phase("affine"):
-        known = None if plan.pose is None else plan.pose(moving, fixed)
+        structures = None if plan.recognise is None else (plan.recognise(fixed), plan.recognise(moving))
+        known = None if structures is None else pose(*structures)
         affine = register_affine(fixed, moving, known=known, on_step=on_step)
     still, moved, seen = _on_one_grid(normalised(fixed), normalised(moving), affine.matrix, plan.spacing)
     name = suited(moved.values, still.values, seen) if plan.similarity == "auto" else plan.similarity
     unlike = similarity(name)
 
-    def judge(ddf: Tensor | None) -> float:
+    figures: dict[str, float] = {}
+    overlaps: dict[str, float] = {}
+
+    def judge(stage: str, ddf: Tensor | None) -> None:
         with torch.no_grad():
             warped = moved.values if ddf is None else warp(moved.values, ddf, padding="border")
-            return float(unlike(warped, still.values, seen))
+            figures[stage] = float(unlike(warped, still.values, seen))
+            if structures is not None:
+                overlaps[stage] = overlap(*structures, Transformation(affine.matrix, ddf, still.affine))
 
-    figures, ddf, losses, start = {"affine": judge(None)}, None, [], None
+    judge("affine", None)
+    ddf, losses, start = None, [], None
     if plan.network is not None:
         with phases.phase("network"), torch.no_grad():
             ddf = plan.network(moved, still)
-        figures["network"] = judge(ddf)
+        judge("network", ddf)
     if plan.steps:
         weight = WEIGHTS[name] if plan.weight is None else plan.weight
         coarsest_mm = COARSEST_MM if ddf is None else COARSEST_AFTER_NETWORK_MM
@@ -137,12 +148,17 @@ def register_pair(fixed: Scan, moving: Scan, plan: Plan, phases: Phases, *, on_s
         ddf, losses = found.ddf, found.losses
         if plan.network is None:
             start = whole_ddf(-found.velocity, still.shape, settings.integration_steps)
-        figures["optimised"] = judge(ddf)
-    last = list(figures.values())[-1]
-    worse = ddf is not None and not last <= figures["affine"]  # NaN is worse as well
+        judge("optimised", ddf)
+    worse = ddf is not None and not _improved(figures, overlaps)
     kept = None if worse else ddf
     transformation = Transformation(affine.matrix, kept, still.affine)
-    return Registered(transformation, name, figures, affine, worse, losses, None if worse else start)
+    return Registered(transformation, name, figures, overlaps, affine, worse, losses, None if worse else start)
+
+
+def _improved(figures: dict[str, float], overlaps: dict[str, float]) -> bool:
+    """Whether the last stage is no worse than the first by similarity, or better by structures; NaN is neither."""
+    first, *_, last = figures
+    return figures[last] <= figures[first] or (bool(overlaps) and overlaps[last] > overlaps[first])
 
 
 def _on_one_grid(fixed: Scan, moving: Scan, matrix: Tensor, spacing: float) -> tuple[Scan, Scan, Tensor]:

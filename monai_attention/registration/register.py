@@ -125,14 +125,15 @@ def _prepared(
     """The function that registers a pair; imports torch, which takes seconds."""
     from monai_attention.cohort.device import device_of
     from monai_attention.registration.case import Settings, run_pair
-    from monai_attention.registration.network import network_of, pose_of
+    from monai_attention.registration.network import network_of, recognise_of
     from monai_attention.registration.pair import Plan
 
     place = device_of(device, float64=True)
     bundle = None if load is None else load()
     network = None if bundle is None else network_of(bundle.model.to(place), bundle.spacing_mm)
-    pose = None if bundle is None else pose_of(bundle.model, bundle.spacing_mm)
-    settings = Settings(Plan(**choices, network=network, pose=pose), place, options, bundle, inverse, stopped)
+    recognise = None if bundle is None else recognise_of(bundle.model, bundle.spacing_mm)
+    plan = Plan(**choices, network=network, recognise=recognise)
+    settings = Settings(plan, place, options, bundle, inverse, stopped)
     return functools.partial(run_pair, settings=settings, progress=progress)
 
 

@@ -85,21 +85,6 @@ class StructureNetwork(nn.Module):
         found = F.avg_pool3d(padded.softmax(dim=1)[:, 1:], self.coarseness)
         return found.unflatten(0, images.shape[:2])
 
-    @torch.no_grad()
-    def centres(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Where structures lie in an image (1, 1, *S) and how large they are: (n, axes) and (n,), both in voxels of S.
-
-        By the probability above one half, so that a little of it far away counts for nothing; NaN for what is nowhere.
-        """
-        found = (self.recognise(image)[0, 0] - 0.5).clamp_min(0) * 2
-        size = found.sum(dim=tuple(range(1, found.ndim)))
-        middles = []
-        for axis in range(1, found.ndim):
-            along = found.sum(dim=[other for other in range(1, found.ndim) if other != axis])
-            middles.append(along @ torch.arange(along.shape[1]).to(along) / size)
-        voxels = torch.stack(middles, dim=1) * self.coarseness + (self.coarseness - 1) / 2
-        return voxels, size * self.coarseness ** (found.ndim - 1)
-
 
 def forces(moving: Tensor, fixed: Tensor) -> Tensor:
     """How the demons would push: the least displacement that makes up for the difference, in voxels.

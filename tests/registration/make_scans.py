@@ -9,6 +9,12 @@ from monai_attention.synthesis.phantom import T1, head_image
 T2 = {label: 1 - value if value > 0.1 else value for label, value in T1.items()}
 """Another contrast of the phantom."""
 
+STORED = {
+    "as_it_is": np.eye(3),
+    "permuted_and_backwards": np.array([[0, 0, -1.0], [1, 0, 0], [0, -1, 0]]),
+}
+"""How an array may lie in the world."""
+
 
 def head(spacing=4.0, *, brightness=None, seed=0):
     """A phantom head as a scan."""

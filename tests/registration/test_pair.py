@@ -1,10 +1,13 @@
+import math
+
 import pytest
 import torch
+import torch.nn.functional as F
 
 from monai_attention.cohort.phases import Phases
 from monai_attention.registration import SIMILARITIES as NAMES
 from monai_attention.registration.pair import Plan, cropped, evenly_spaced, register_pair
-from monai_attention.registration.scan import Scan, normalised
+from monai_attention.registration.scan import Scan, normalised, transform
 from monai_attention.registration.similarities import SIMILARITIES, otsu, similarity, suited
 from tests.registration.make_scans import T2, head, moved, rigid
 
@@ -40,16 +43,61 @@ def test_after_a_network_optimisation_begins_on_a_finer_level(network, levels):
     assert len(register_pair(scan, scan, plan, Phases(CPU)).losses) == levels
 
 
+PLACES = 35.0 * torch.randn(12, 3, generator=torch.Generator().manual_seed(1))
+ASTRAY = F.pad(torch.tensor([[20.0, 0, 0], [0, -20, 0], [0, 0, 20]]), (0, 0, 0, 9))
+"""Where structures of a head lie, and how far three of them are from there in another head, mm."""
+
+
+def near(points, place):
+    return (-((points - place.view(1, 3, 1, 1, 1)) / 15).square().sum(dim=1)).exp()
+
+
+def blobs(places):
+    """Structures at places (n, 3)."""
+    grid = Scan(torch.zeros(1, 1, 50, 50, 50), torch.diag(torch.tensor([5.0, 5, 5, 1], dtype=torch.float64)))
+    grid.affine[:3, 3] = -125
+    return Scan(torch.stack([near(grid.points(), place) for place in places], dim=1), grid.affine)
+
+
 def test_a_pose_stands_in_for_the_affine_registration_where_it_is_found():
     scan = head(6.0)
     turned = rigid((0, 150, 0), (0, 0, 0))
     other = moved(scan, turned)
+    there = transform(PLACES.T[None], turned)[0].T
     found, lost = (
-        register_pair(scan, other, Plan(similarity="lncc", spacing=6.0, steps=0, pose=pose), Phases(CPU))
-        for pose in (lambda moving, fixed: turned if moving is other and fixed is scan else None, lambda *_: None)
+        register_pair(scan, other, Plan("lncc", 6.0, 0, recognise=recognise), Phases(CPU))
+        for recognise in (
+            lambda one: blobs(PLACES if one is scan else there),
+            lambda one: blobs(PLACES[:7] if one is scan else there[:7]),
+        )
     )
     assert (found.transformation.matrix - turned).abs().max() < 1
     assert (lost.transformation.matrix - turned).abs().max() > 10
+    assert found.overlaps["affine"] > 0.95
+    assert list(found.overlaps) == list(found.figures)
+    assert math.isnan(lost.overlaps["affine"])
+
+
+@pytest.mark.parametrize(
+    ("number", "sign", "dropped"),
+    [(12, 1, False), (12, -1, True), (7, 1, True)],
+    ids=["brings together", "drives apart", "too few to tell"],
+)
+def test_row_57_recognised_structures_have_a_say_in_what_is_dropped(number, sign, dropped):
+    """The images are the same, so any field makes them less alike; three structures ask for one."""
+    scan = head(6.0)
+
+    def network(moving, fixed):
+        points = fixed.points()
+        steps = zip(PLACES, ASTRAY / 6.0, strict=True)  # voxels of 6 mm
+        return sign * sum(step.view(1, 3, 1, 1, 1) * near(points, place) for place, step in steps)
+
+    once = iter((PLACES, PLACES + ASTRAY))
+    plan = Plan("lncc", 6.0, 0, network=network, recognise=lambda _: blobs(next(once)[:number]))
+    found = register_pair(scan, scan, plan, Phases(CPU))
+    assert found.figures["network"] > found.figures["affine"]
+    assert found.worse is dropped
+    assert (found.transformation.ddf is None) is dropped
 
 
 def test_what_may_be_typed_is_what_there_is():

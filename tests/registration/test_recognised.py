@@ -1,0 +1,149 @@
+"""Twelve balls that a network recognises: the pose between two scans of them, and how far they overlap."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from monai_attention.registration.model import RegistrationModel
+from monai_attention.registration.network import recognise_of
+from monai_attention.registration.recognised import affine_between, centres, overlap, pose
+from monai_attention.registration.scan import Scan, transform
+from monai_attention.registration.structures import StructureNetwork
+from monai_attention.registration.transformation import Transformation
+from tests.registration.make_scans import STORED, moved, rigid
+
+CENTRES = torch.tensor([[i, j, k] for i in (-1, 1) for j in (-1, 1) for k in (-1, 0, 1)]) * 45.0
+CENTRES[-1] = 0
+
+
+class Balls(nn.Module):
+    """An anatomy that knows twelve classes by how bright they are, in steps of 1/12, where they are even."""
+
+    def forward(self, image):
+        uneven = F.max_pool3d(image, 3, 1, 1) + F.max_pool3d(-image, 3, 1, 1)
+        levels = [-2000 * (image - level / 12) ** 2 - 1e4 * uneven**2 for level in range(1, 13)]
+        return torch.cat([torch.full_like(image, -3.0), *levels], dim=1)
+
+
+def radius(number):
+    return 38 if number == 12 else 16
+
+
+def balls(spacing=3.0):
+    """Twelve balls, the k-th of them k / 12 bright; the last one is larger, so that the percentiles are 0 and 1."""
+    affine = torch.diag(torch.tensor([spacing, spacing, spacing, 1.0], dtype=torch.float64))
+    affine[:3, 3] = -spacing * 33.5
+    scan = Scan(torch.zeros(1, 1, 68, 68, 68), affine)
+    for number, centre in enumerate(CENTRES, 1):
+        near = (scan.points() - centre.view(1, 3, 1, 1, 1)).norm(dim=1) < radius(number)
+        scan.values[0][near] = number / 12
+    return scan
+
+
+RECOGNISE = recognise_of(
+    RegistrationModel(StructureNetwork(Balls(), nn.Identity(), roi_size=(96, 96, 96), coarseness=2)), (3.0, 3.0, 3.0)
+)
+
+
+def stored_as(scan, stored):
+    """The same scan, its array in another order."""
+    order = torch.from_numpy(np.abs(STORED[stored]).argmax(axis=0))
+    backwards = [axis for axis in range(3) if STORED[stored][:, axis].sum() < 0]
+    values = scan.values.permute(0, 1, *(2 + order)).flip([2 + axis for axis in backwards])
+    ends = [n - 1.0 if axis in backwards else 0.0 for axis, n in enumerate(values.shape[2:])]
+    step = torch.eye(4, dtype=torch.float64)
+    step[:3, :3] = torch.from_numpy(STORED[stored])
+    step[:3, 3] = -step[:3, :3] @ torch.tensor(ends, dtype=torch.float64)
+    again = Scan(values, scan.affine @ step)
+    probe = torch.tensor([[10.0, 20, -30]]).T.view(1, 3, 1, 1, 1)
+    torch.testing.assert_close(again.at(probe), scan.at(probe))
+    return again
+
+
+def cubes(shift_mm=0.0, number=12):
+    """So many structures, each a cube of 12 mm on a grid of 2 mm, shifted along the first axis."""
+    affine = torch.diag(torch.tensor([2.0, 2, 2, 1], dtype=torch.float64))
+    affine[0, 3] = shift_mm
+    values = torch.zeros(1, 12, 40, 30, 20)
+    for structure in range(number):
+        x, y = 10 * (structure // 3), 10 * (structure % 3)
+        values[:, structure, x + 2 : x + 8, y + 2 : y + 8, 6:12] = 1
+    return Scan(values, affine)
+
+
+@pytest.mark.parametrize("stored", STORED)
+@pytest.mark.parametrize(("spacing", "off_mm"), [(3.0, 0.5), (2.6, 1.5)])  # halves of voxels of 6 mm do not count
+def test_structures_lie_where_they_are_however_the_array_is_stored(stored, spacing, off_mm):
+    found = RECOGNISE(stored_as(balls(spacing), stored))
+    assert found.values.shape[:2] == (1, 12)
+    assert found.spacing.tolist() == pytest.approx([6, 6, 6], rel=0.02)
+    middles, _ = centres(found)
+    assert (middles - CENTRES).norm(dim=1).max() < off_mm
+
+
+def test_volumes_are_in_mm3():
+    middles, mm3 = centres(cubes())
+    assert mm3.tolist() == [12.0**3] * 12
+    assert middles[0].tolist() == [9, 9, 17]
+
+
+@pytest.mark.parametrize("stored", STORED)
+def test_a_pose_is_found_by_structures_however_the_array_is_stored(stored):
+    fixed, truth = balls(), rigid((8, -12, 20), (25, -15, 10))
+    truth[:3, :3] *= 1.1
+    moving = stored_as(moved(fixed, truth, mode="nearest"), stored)
+    found = pose(RECOGNISE(fixed), RECOGNISE(moving))
+    points = fixed.points()
+    assert (transform(points, found) - transform(points, truth)).norm(dim=1).max() < 3  # mm; voxels have 3 to 5
+
+
+def test_there_is_no_pose_without_enough_structures_or_without_a_network_that_recognises_any():
+    fixed = balls()
+    few = RECOGNISE(Scan(fixed.values * (fixed.values < 8 / 12), fixed.affine))  # seven, less the one that scales all
+    assert pose(RECOGNISE(fixed), RECOGNISE(fixed)) is not None
+    assert pose(few, few) is None
+    assert recognise_of(RegistrationModel(nn.Conv3d(2, 3, 1)), (3.0, 3.0, 3.0)) is None
+    assert recognise_of(lambda moving, fixed: moving, (3.0, 3.0, 3.0)) is None
+
+
+def test_a_few_wrong_points_hardly_change_an_affine_map():
+    generator = torch.Generator().manual_seed(0)
+    here = 60 * torch.randn(30, 3, generator=generator)
+    truth = rigid((10, 20, 30), (5, 6, 7))
+    there = transform(here.T[None], truth)[0].T.double() + torch.randn(30, 3, generator=generator)
+    there[:4] += 80
+    found = affine_between(here, there)
+    assert found[3].tolist() == [0, 0, 0, 1]
+    assert (found - truth)[:3, 3].norm() < 1.5
+    assert (found - truth)[:3, :3].abs().max() < 0.03
+    assert affine_between(here, there * torch.tensor([-1.0, 1, 1])) is None
+    assert affine_between(here, there[torch.randperm(30, generator=generator)]) is None
+
+
+def test_overlap_is_the_dice_after_the_transformation():
+    fixed, moving = cubes(), cubes(shift_mm=4.0)
+    stay, follow = torch.eye(4, dtype=torch.float64), torch.eye(4, dtype=torch.float64)
+    follow[0, 3] = 4
+    assert overlap(fixed, moving, Transformation(stay)) == pytest.approx(8 / 12)
+    assert overlap(fixed, moving, Transformation(follow)) == pytest.approx(1)
+    ddf = torch.zeros(1, 3, *fixed.shape)
+    ddf[:, 0] = 1  # voxels of 2 mm, of 4 mm that are to go
+    assert overlap(fixed, moving, Transformation(stay, ddf, fixed.affine)) == pytest.approx(10 / 12)
+
+
+def test_overlap_is_of_what_both_scans_show():
+    fixed, whole = cubes(), cubes()
+    half = Scan(whole.values[:, :, :, :, :10], whole.affine)  # 4 of 6 voxels, and half of the one at its edge
+    assert overlap(fixed, half, Transformation(torch.eye(4, dtype=torch.float64))) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("lacking", ["fixed", "moving"])
+def test_overlap_of_too_few_structures_is_not_known(lacking):
+    scans = {"fixed": cubes(), "moving": cubes()} | {lacking: cubes(number=7)}
+    assert math.isnan(overlap(**scans, transformation=Transformation(torch.eye(4, dtype=torch.float64))))
+    scans[lacking] = cubes(number=8)
+    assert overlap(**scans, transformation=Transformation(torch.eye(4, dtype=torch.float64))) > 0.999
