@@ -114,7 +114,7 @@ def ours(folder: Path, steps: int, bundle: str | None) -> None:
     nibabel.save(nibabel.Nifti1Image(warped, fixed.affine.numpy()), folder / "warped.nii.gz")
     write_field(folder / "field.nii.gz", displacement(found.transformation, fixed), fixed.affine.numpy())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    stages = {"unlike": found.figures, "recognised": found.overlaps, "dropped": found.worse}
+    stages = {"unlike": found.figures, "recognised": found.overlaps, "kept": found.kept}
     figures = {"seconds": seconds, "peak_gb": peak, "similarity": found.similarity, **stages}
     (folder / "figures.json").write_text(json.dumps(figures))
 

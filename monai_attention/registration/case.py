@@ -201,9 +201,9 @@ class _Result:
             "similarity": found.similarity,
             "information, nats": round(found.affine.information, 3),
         }
-        self.figures |= {f"unlike, {stage}": round(value, 5) for stage, value in found.figures.items()}
-        overlaps = {stage: value for stage, value in found.overlaps.items() if not math.isnan(value)}
-        self.figures |= {f"recognised, {stage}": round(value, 4) for stage, value in overlaps.items()}
+        for name, stages in (("unlike", found.figures), ("recognised", found.overlaps)):
+            for stage, value in stages.items():
+                self.figures[f"{name}, {stage}"] = "n/a" if math.isnan(value) else round(value, 5)
         self.notes = [*notes, *_doubts(found)]
 
     def write_field_and_affine(self) -> None:
@@ -334,9 +334,19 @@ def _doubts(found: Registered) -> list[Note]:
         notes.append(
             Note("flag", "F-MIRRORED", "the moving scan fits better when it is mirrored: check left and right")
         )
-    if found.worse:
-        message = "the deformation made the images less alike and was dropped; the result is affine"
+    last = [*found.figures][-1]
+    if found.kept != last:
+        left = "the result is affine" if found.kept == "affine" else "the network's is kept"
+        message = f"the {last} deformation did not bring the images together and was dropped; {left}"
         notes.append(Note("flag", "F-NOT-IMPROVED", message))
+    if found.figures[found.kept] > found.figures["affine"]:
+        likeness, together = (
+            f"{one['affine']:.4f} to {one[found.kept]:.4f}" for one in (found.figures, found.overlaps)
+        )
+        message = (
+            f"the deformation makes the images less alike ({likeness}), but brings structures together ({together})"
+        )
+        notes.append(Note("info", "I-LESS-ALIKE", message))
     return notes
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -27,6 +28,9 @@ COARSEST_MM = 8.0
 
 COARSEST_AFTER_NETWORK_MM = 4.0
 """The same where a network has aligned what is coarse: at 8 mm self-similarity was seen to undo that."""
+
+LEAST_GAIN = 0.01
+"""In Dice of recognised structures, for which a deformation is kept that makes the images less alike."""
 
 Network = Callable[[Scan, Scan], Tensor]
 """From the moving and the fixed scan on one grid to a ddf there, (1, 3, *S)."""
@@ -69,8 +73,8 @@ class Registered:
         similarity: by name; the one that figures are of.
         figures: `unlike` at each stage (`affine`, `network`, `optimised`): lower is better.
         overlaps: of the recognised structures, Dice at each stage, NaN where too few are; empty: none are recognised.
+        kept: the stage that the transformation is of: the last one that was better than the affine registration.
         affine: what the affine registration found.
-        worse: whether the deformation made it worse, and was dropped.
         losses: of the optimisation, a list a level.
         start: a guess of the inverse of the deformation.
     """
@@ -79,8 +83,8 @@ class Registered:
     similarity: str
     figures: dict[str, float]
     overlaps: dict[str, float]
+    kept: str
     affine: Affine
-    worse: bool
     losses: list[list[float]] = field(default_factory=list)
     start: Tensor | None = None
 
@@ -88,8 +92,9 @@ class Registered:
 def register_pair(fixed: Scan, moving: Scan, plan: Plan, phases: Phases, *, on_step: OnStep = untold) -> Registered:
     """Find the transformation of one pair.
 
-    A deformation is dropped where it makes the images less alike and does not bring recognised structures together
-    either. Across contrasts, similarity alone was seen to refuse good deformations.
+    The network's field is dropped, and so is the optimised one, where it makes the images less alike than the affine
+    registration and does not bring recognised structures together either. Across contrasts, likeness alone was seen to
+    refuse good fields.
 
     Args:
         fixed: any grid.
@@ -107,58 +112,69 @@ def register_pair(fixed: Scan, moving: Scan, plan: Plan, phases: Phases, *, on_s
         affine = register_affine(fixed, moving, known=known, on_step=on_step)
     still, moved, seen = _on_one_grid(normalised(fixed), normalised(moving), affine.matrix, plan.spacing)
     name = suited(moved.values, still.values, seen) if plan.similarity == "auto" else plan.similarity
-    unlike = similarity(name)
-
-    figures: dict[str, float] = {}
-    overlaps: dict[str, float] = {}
-
-    def judge(stage: str, ddf: Tensor | None) -> None:
-        with torch.no_grad():
-            warped = moved.values if ddf is None else warp(moved.values, ddf, padding="border")
-            figures[stage] = float(unlike(warped, still.values, seen))
-            if structures is not None:
-                overlaps[stage] = overlap(*structures, Transformation(affine.matrix, ddf, still.affine))
-
-    judge("affine", None)
-    ddf, losses, start = None, [], None
+    judge = _Judge(similarity(name), moved, still, seen, affine.matrix, structures)
+    stage, ddf, losses, start = "affine", None, [], None
+    judge.improved(stage, ddf)
     if plan.network is not None:
         with phases.phase("network"), torch.no_grad():
-            ddf = plan.network(moved, still)
-        judge("network", ddf)
+            found = plan.network(moved, still)
+        if judge.improved("network", found):
+            stage, ddf = "network", found
     if plan.steps:
         weight = WEIGHTS[name] if plan.weight is None else plan.weight
         coarsest_mm = COARSEST_MM if ddf is None else COARSEST_AFTER_NETWORK_MM
         factors = [factor for factor in (8, 4, 2) if factor * plan.spacing <= coarsest_mm]
         settings = Settings(
-            unlike,
+            judge.unlike,
             weight=weight,
             factors=[*factors, 1],
             steps=[2 * plan.steps] * len(factors) + [plan.steps],
             seconds=plan.seconds,
         )
         with phases.phase("optimise"):
-            found = optimise(
-                moved.values,
-                still.values,
-                settings,
-                initial=ddf,
-                mask=seen,
-                on_step=on_step,
-            )
-        ddf, losses = found.ddf, found.losses
-        if plan.network is None:
-            start = whole_ddf(-found.velocity, still.shape, settings.integration_steps)
-        judge("optimised", ddf)
-    worse = ddf is not None and not _improved(figures, overlaps)
-    kept = None if worse else ddf
-    transformation = Transformation(affine.matrix, kept, still.affine)
-    return Registered(transformation, name, figures, overlaps, affine, worse, losses, None if worse else start)
+            optimised = optimise(moved.values, still.values, settings, initial=ddf, mask=seen, on_step=on_step)
+        losses = optimised.losses
+        if judge.improved("optimised", optimised.ddf):
+            if ddf is None:
+                start = whole_ddf(-optimised.velocity, still.shape, settings.integration_steps)
+            stage, ddf = "optimised", optimised.ddf
+    transformation = Transformation(affine.matrix, ddf, still.affine)
+    return Registered(transformation, name, judge.figures, judge.overlaps, stage, affine, losses, start)
 
 
-def _improved(figures: dict[str, float], overlaps: dict[str, float]) -> bool:
-    """Whether the last stage is no worse than the first by similarity, or better by structures; NaN is neither."""
-    first, *_, last = figures
-    return figures[last] <= figures[first] or (bool(overlaps) and overlaps[last] > overlaps[first])
+class _Judge:
+    """Says whether a deformation is better than none, and keeps what each stage came to."""
+
+    def __init__(
+        self,
+        unlike: Callable[..., Tensor],
+        moved: Scan,
+        still: Scan,
+        seen: Tensor,
+        matrix: Tensor,
+        structures: tuple[Scan, Scan] | None,
+    ) -> None:
+        self.unlike = unlike
+        self.images = moved, still, seen
+        self.matrix = matrix
+        self.structures = structures
+        self.figures: dict[str, float] = {}
+        self.overlaps: dict[str, float] = {}
+
+    @torch.no_grad()
+    def improved(self, stage: str, ddf: Tensor | None) -> bool:
+        """By likeness, or by recognised structures; what has NaN or infinity anywhere never is: sampling hides that."""
+        moved, still, seen = self.images
+        if ddf is not None and not bool(ddf.isfinite().all()):
+            self.figures[stage] = math.nan
+            return False
+        warped = moved.values if ddf is None else warp(moved.values, ddf, padding="border")
+        self.figures[stage] = float(self.unlike(warped, still.values, seen))
+        if self.structures is not None:
+            self.overlaps[stage] = overlap(*self.structures, Transformation(self.matrix, ddf, still.affine))
+        if self.figures[stage] <= self.figures["affine"]:
+            return True
+        return self.structures is not None and self.overlaps[stage] >= self.overlaps["affine"] + LEAST_GAIN
 
 
 def _on_one_grid(fixed: Scan, moving: Scan, matrix: Tensor, spacing: float) -> tuple[Scan, Scan, Tensor]:

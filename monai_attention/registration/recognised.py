@@ -11,16 +11,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from monai_attention.registration.scan import Scan
+from monai_attention.registration.scan import Scan, transform
 from monai_attention.registration.transformation import Transformation
 
 Recognise = Callable[[Scan], Scan]
 """From a scan of any grid and contrast to its structures."""
 
-LEAST_STRUCTURES = 8
+LEAST_STRUCTURES = 12
 LEAST_MM3 = 300.0
 FARTHEST_MM = 10.0
 """Of a pose by structures: so many of at least this volume, half of them no further from each other than this."""
+
+SIZES = (0.5, 2.0)
+"""Of the moving scan against the fixed one, along any axis, that a pose may have."""
 
 
 def pose(fixed: Scan, moving: Scan) -> Tensor | None:
@@ -31,9 +34,9 @@ def pose(fixed: Scan, moving: Scan) -> Tensor | None:
         moving: the same structures in another scan.
 
     Returns:
-        None where fewer than `LEAST_STRUCTURES` are in both, or where they do not fit.
+        None where fewer than `LEAST_STRUCTURES` are whole in both, or where they do not fit.
     """
-    both = _in_both(fixed, moving)
+    both = _in_both(fixed, moving) & ~_cut(fixed) & ~_cut(moving)
     if int(both.sum()) < LEAST_STRUCTURES:
         return None
     return affine_between(centres(fixed)[0][both], centres(moving)[0][both])
@@ -42,7 +45,8 @@ def pose(fixed: Scan, moving: Scan) -> Tensor | None:
 def overlap(fixed: Scan, moving: Scan, transformation: Transformation) -> float:
     """Mean Dice of the structures that are in both scans, those of the moving one brought to the fixed one.
 
-    Of probabilities: what two share is the lesser of both. Only where both are seen.
+    Of probabilities: what two share is the lesser of both. Only where both are seen after the affine part, so that no
+    deformation can push out of sight what does not fit.
 
     Returns:
         From 0 to 1; NaN where fewer than `LEAST_STRUCTURES` are in both.
@@ -51,10 +55,10 @@ def overlap(fixed: Scan, moving: Scan, transformation: Transformation) -> float:
     if int(both.sum()) < LEAST_STRUCTURES:
         return float("nan")
     points = transformation(fixed.points())
-    here = (fixed.values * moving.inside(points))[0, both]
-    there = moving.at(points)[0, both]
+    seen = moving.inside(transform(fixed.points(), transformation.matrix))
+    here, there = (seen * fixed.values)[0, both], (seen * moving.at(points))[0, both]
     shared, whole = (x.flatten(1).sum(dim=1) for x in (torch.minimum(here, there), here + there))
-    return float((2 * shared / whole).mean())
+    return float((2 * shared / whole.clamp_min(1e-6)).mean())
 
 
 def centres(structures: Scan) -> tuple[Tensor, Tensor]:
@@ -82,7 +86,8 @@ def affine_between(here: Tensor, there: Tensor, *, nearest_mm: float = 2.0) -> T
         nearest_mm: distances below count as squares.
 
     Returns:
-        Shape (4, 4), float64; None if it mirrors, or half of the points stay further away than `FARTHEST_MM`.
+        Shape (4, 4), float64; None if it mirrors or scales beyond `SIZES`, or half of the points stay further away than
+        `FARTHEST_MM`.
     """
     points, goals = F.pad(here.double(), (0, 1), value=1.0), there.double()
     weights = torch.ones_like(points[:, :1])
@@ -91,9 +96,17 @@ def affine_between(here: Tensor, there: Tensor, *, nearest_mm: float = 2.0) -> T
         off = (points @ columns - goals).norm(dim=1, keepdim=True)
         weights = 1 / off.clamp_min(nearest_mm)
     matrix = torch.cat([columns.T, points.new_tensor([[0.0, 0.0, 0.0, 1.0]])])
-    return matrix if torch.linalg.det(matrix[:3, :3]) > 0 and float(off.median()) < FARTHEST_MM else None
+    sizes = torch.linalg.svdvals(matrix[:3, :3])
+    believed = torch.linalg.det(matrix[:3, :3]) > 0 and SIZES[0] <= float(sizes.min()) <= float(sizes.max()) <= SIZES[1]
+    return matrix if believed and float(off.median()) < FARTHEST_MM else None
 
 
 def _in_both(fixed: Scan, moving: Scan) -> Tensor:
     """Which structures are at least `LEAST_MM3` large in both, (n,)."""
     return torch.minimum(centres(fixed)[1], centres(moving)[1]) > LEAST_MM3
+
+
+def _cut(structures: Scan) -> Tensor:
+    """Which structures reach the edge of the scan, so that their centres are not known, (n,)."""
+    inner = F.pad(structures.values.new_zeros([max(0, n - 2) for n in structures.shape]), (1,) * 6, value=1.0)
+    return ((structures.values[0] * inner[tuple(slice(n) for n in structures.shape)]) > 0.5).flatten(1).any(dim=1).cpu()

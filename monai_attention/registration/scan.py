@@ -15,6 +15,9 @@ from torch import Tensor
 from monai_attention.registration.fields import identity
 from monai_attention.registration.sampling import sample
 
+SAMPLED = 1_000_000
+"""Voxels that percentiles are taken of."""
+
 
 @dataclass(frozen=True)
 class Scan:
@@ -104,13 +107,16 @@ def affine_of_grid(scan: Scan, size: Sequence[int]) -> Tensor:
 
 
 def normalised(scan: Scan, lower: float = 0.5, upper: float = 99.5) -> Scan:
-    """The same with these percentiles at 0 and 1, clipped; of at most a million voxels, so it is the same each time.
+    """The same with these percentiles at 0 and 1, clipped; of at most a million voxels, the same ones each time.
 
     Raises:
         ValueError: all voxels are the same.
     """
     values = scan.values.flatten()
-    values = values[:: max(1, len(values) // 1_000_000)].sort().values
+    if len(values) > SAMPLED:  # by the golden ratio, so that they are spread evenly over planes of any size
+        places = torch.arange(SAMPLED, dtype=torch.float64) * 0.6180339887498949
+        values = values[(places.frac() * len(values)).long().to(values.device)]
+    values = values.sort().values
     low, high = (values[round(p / 100 * (len(values) - 1))] for p in (lower, upper))
     if not high > low:  # almost all is one value: a small bright thing, perhaps
         low, high = scan.values.min(), scan.values.max()

@@ -81,7 +81,9 @@ class StructureNetwork(nn.Module):
         assert isinstance(logits, Tensor)
         coarse = [-(-n // self.coarseness) for n in size]
         missing = [t * self.coarseness - n for t, n in zip(coarse, size, strict=True)]
-        padded = F.pad(logits.float(), [p for n in reversed(missing) for p in (0, n)], mode="replicate")
+        padded = logits.float()
+        if any(missing):
+            padded = F.pad(padded, [p for n in reversed(missing) for p in (0, n)], mode="replicate")
         found = F.avg_pool3d(padded.softmax(dim=1)[:, 1:], self.coarseness)
         return found.unflatten(0, images.shape[:2])
 

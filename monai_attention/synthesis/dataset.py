@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,6 +50,9 @@ class LabelMapDataset(Dataset):
         seed: another seed, another set.
         align: bring all people to the pose and size of the first, see `aligned`.
         device: where images are drawn, and lie. A DataLoader of a set on a GPU has no workers.
+
+    Raises:
+        ValueError: there are no maps, one holds no class (or no seat), or they hold negative or too many values.
     """
 
     def __init__(
@@ -68,16 +73,20 @@ class LabelMapDataset(Dataset):
     ) -> None:
         if not files:
             raise ValueError("expected label maps, got an empty list; check the folder they are read from")
-        self.generator = generator
+        self.generator = copy.copy(generator)  # what it strips is of these maps' values
         self.length = length
         self.jitter_mm = jitter_mm
         self.seed = seed
         self.first = 0
         self.device = torch.device(device)
         maps = [_read_ras(Path(f)) for f in files]
-        found = np.unique(np.concatenate([np.unique(array) for array, _ in maps]))
+        found = np.unique(np.concatenate([[0], *(np.unique(array) for array, _ in maps)]))  # 0 is around every map
         other_side = {v: w for one, other in pairs for v, w in ((one, other), (other, one))}
         values = np.union1d(found, [other_side.get(v, v) for v in found.tolist()] + list(PARTS if seats else ()))
+        if len(values) > 256:
+            raise ValueError(
+                f"expected label maps of at most 256 values in all, with other sides' and tumours'; got {len(values)}"
+            )
         self.maps = [(torch.from_numpy(np.searchsorted(values, array).astype(np.uint8)), mm) for array, mm in maps]
         self.target = _table(values, {v: i for i, group in enumerate(classes.values(), 1) for v in group})
         self.mirrored = _table(values, {v: int(np.searchsorted(values, other_side.get(v, v))) for v in values.tolist()})
@@ -86,13 +95,18 @@ class LabelMapDataset(Dataset):
         self.tissue = torch.full((int(self.intensity_class.max()) + 1,), -1)
         for i, group in enumerate(tissues):
             self.tissue[self.intensity_class[torch.from_numpy(np.isin(values, list(group)))]] = i
-        generator.strip_labels = tuple(int(i) for i in np.flatnonzero(np.isin(values, list(strip))))
+        self.generator.strip_labels = tuple(int(i) for i in np.flatnonzero(np.isin(values, list(strip))))
         self.soil = self._soil(values, seats) if seats else None
         if align:
             kept = torch.nonzero(self.target).flatten()
             self.maps = [(aligned(*one, *self.maps[0], kept), self.maps[0][1]) for one in self.maps]
         middle = self.target > 0 if self.soil is None else torch.isin(torch.arange(len(values)), self.soil.seats)
         self.centres = [torch.nonzero(middle[m.long()]).float().mean(dim=0).tolist() for m, _ in self.maps]
+        for file, centre in zip(files, self.centres, strict=True):
+            if any(math.isnan(c) for c in centre):
+                raise ValueError(
+                    f"{file}: expected a label map that holds one of the classes, or of the seats; got none"
+                )
         self.maps = [(m.to(self.device), mm) for m, mm in self.maps]
         self.target, self.mirrored = self.target.to(self.device), self.mirrored.to(self.device)
         self.intensity_class, self.tissue = self.intensity_class.to(self.device), self.tissue.to(self.device)
@@ -200,8 +214,9 @@ def centroids(labels: Tensor, values: Tensor) -> Tensor:
 def _read_ras(path: Path) -> tuple[np.ndarray, tuple[float, ...]]:
     image = nib.as_closest_canonical(nib.load(path))
     array = np.asarray(image.dataobj)
-    if array.ndim != 3 or not np.array_equal(array, np.rint(array)):
-        raise ValueError(f"{path}: a label map must be 3-D with whole numbers; got shape {array.shape}, {array.dtype}")
+    if array.ndim != 3 or not np.array_equal(array, np.rint(array)) or array.min() < 0:
+        message = f"a label map must be 3-D with whole numbers from 0 on; got shape {array.shape}, {array.dtype}"
+        raise ValueError(f"{path}: {message}, from {array.min()}")
     return array.astype(np.int32), tuple(float(z) for z in image.header.get_zooms()[:3])
 
 

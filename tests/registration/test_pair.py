@@ -6,6 +6,8 @@ import torch.nn.functional as F
 
 from monai_attention.cohort.phases import Phases
 from monai_attention.registration import SIMILARITIES as NAMES
+from monai_attention.registration import pair
+from monai_attention.registration.optimise import Optimised
 from monai_attention.registration.pair import Plan, cropped, evenly_spaced, register_pair
 from monai_attention.registration.scan import Scan, normalised, transform
 from monai_attention.registration.similarities import SIMILARITIES, otsu, similarity, suited
@@ -23,7 +25,7 @@ def test_row_57_a_deformation_that_makes_it_worse_is_dropped():
     scan = head(6.0)
     plan = Plan(similarity="lncc", spacing=6.0, steps=0, network=far_away)
     found = register_pair(scan, scan, plan, Phases(CPU))
-    assert found.worse
+    assert found.kept == "affine"
     assert found.transformation.ddf is None
     assert found.figures["network"] > found.figures["affine"]
 
@@ -32,7 +34,7 @@ def test_a_network_helps_where_it_knows_better():
     scan = head(6.0)
     plan = Plan(similarity="lncc", spacing=6.0, steps=0, network=lambda moving, fixed: far_away(moving, fixed) * 0)
     found = register_pair(scan, scan, plan, Phases(CPU))
-    assert not found.worse
+    assert found.kept == "network"
     assert found.transformation.ddf is not None
 
 
@@ -68,7 +70,7 @@ def test_a_pose_stands_in_for_the_affine_registration_where_it_is_found():
         register_pair(scan, other, Plan("lncc", 6.0, 0, recognise=recognise), Phases(CPU))
         for recognise in (
             lambda one: blobs(PLACES if one is scan else there),
-            lambda one: blobs(PLACES[:7] if one is scan else there[:7]),
+            lambda one: blobs(PLACES[:11] if one is scan else there[:11]),
         )
     )
     assert (found.transformation.matrix - turned).abs().max() < 1
@@ -79,25 +81,55 @@ def test_a_pose_stands_in_for_the_affine_registration_where_it_is_found():
 
 
 @pytest.mark.parametrize(
-    ("number", "sign", "dropped"),
-    [(12, 1, False), (12, -1, True), (7, 1, True)],
-    ids=["brings together", "drives apart", "too few to tell"],
+    ("number", "part", "kept"),
+    [(12, 1, "network"), (12, 0.01, "affine"), (12, -1, "affine"), (11, 1, "affine")],
+    ids=["brings together", "hardly", "drives apart", "too few to tell"],
 )
-def test_row_57_recognised_structures_have_a_say_in_what_is_dropped(number, sign, dropped):
+def test_row_57_recognised_structures_have_a_say_in_what_is_dropped(number, part, kept):
     """The images are the same, so any field makes them less alike; three structures ask for one."""
     scan = head(6.0)
 
     def network(moving, fixed):
         points = fixed.points()
         steps = zip(PLACES, ASTRAY / 6.0, strict=True)  # voxels of 6 mm
-        return sign * sum(step.view(1, 3, 1, 1, 1) * near(points, place) for place, step in steps)
+        return part * sum(step.view(1, 3, 1, 1, 1) * near(points, place) for place, step in steps)
 
     once = iter((PLACES, PLACES + ASTRAY))
     plan = Plan("lncc", 6.0, 0, network=network, recognise=lambda _: blobs(next(once)[:number]))
     found = register_pair(scan, scan, plan, Phases(CPU))
     assert found.figures["network"] > found.figures["affine"]
-    assert found.worse is dropped
-    assert (found.transformation.ddf is None) is dropped
+    assert found.kept == kept
+    assert (found.transformation.ddf is None) is (kept == "affine")
+
+
+def test_row_57_a_field_that_is_no_number_somewhere_is_dropped_and_not_begun_from():
+    scan = head(6.0)
+
+    def network(moving, fixed):
+        ddf = far_away(moving, fixed) * 0
+        ddf[..., :2, :2, :2] = math.nan  # in the corner, where there is nothing to see
+        return ddf
+
+    recognise = lambda _: blobs(PLACES)  # noqa: E731
+    found = register_pair(scan, scan, Plan("lncc", 6.0, 0, network=network, recognise=recognise), Phases(CPU))
+    assert found.kept == "affine"
+    assert math.isnan(found.figures["network"])
+    found = register_pair(scan, scan, Plan("lncc", 4.0, 1, network=network), Phases(CPU))
+    assert len(found.losses) == 2  # the levels of an optimisation without a network
+    assert all(math.isfinite(loss) for level in found.losses for loss in level)
+
+
+def test_row_57_an_optimisation_that_makes_it_worse_leaves_the_field_of_the_network(monkeypatch):
+    scan = head(6.0)
+
+    def spoils(moving, fixed, settings, *, initial, **_):
+        return Optimised(10 * torch.randn(1, 3, *fixed.shape[2:]), torch.zeros_like(fixed), [[0.0]], False)
+
+    monkeypatch.setattr(pair, "optimise", spoils)
+    plan = Plan("lncc", 6.0, 1, network=lambda moving, fixed: far_away(moving, fixed) * 0)
+    found = register_pair(scan, scan, plan, Phases(CPU))
+    assert found.kept == "network"
+    assert not found.transformation.ddf.any()
 
 
 def test_what_may_be_typed_is_what_there_is():
@@ -154,3 +186,13 @@ def test_the_grid_of_the_search_is_even_and_holds_what_is_seen():
     even = evenly_spaced(part, 2.0)
     assert even.shape == (11, 16, 21)
     torch.testing.assert_close(even.points().mean(dim=(2, 3, 4)), part.points().mean(dim=(2, 3, 4)))
+
+
+def test_percentiles_are_of_voxels_everywhere(monkeypatch):
+    """Twenty planes, the first one bright: of every so many-th voxel all could be of that plane."""
+    monkeypatch.setattr("monai_attention.registration.scan.SAMPLED", 1024)
+    values = torch.rand(1, 1, 32, 32, 20, generator=torch.Generator().manual_seed(0))
+    values[..., 0] += 100
+    found = normalised(Scan(values, torch.eye(4, dtype=torch.float64)), upper=90.0)
+    assert float(found.values[..., 1:].median()) > 0.3
+    assert float(found.values[..., 0].min()) == 1.0

@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from monai_attention.registration.model import RegistrationModel
@@ -14,35 +13,8 @@ from monai_attention.registration.recognised import affine_between, centres, ove
 from monai_attention.registration.scan import Scan, transform
 from monai_attention.registration.structures import StructureNetwork
 from monai_attention.registration.transformation import Transformation
+from tests.registration.make_balls import CENTRES, Balls, balls
 from tests.registration.make_scans import STORED, moved, rigid
-
-CENTRES = torch.tensor([[i, j, k] for i in (-1, 1) for j in (-1, 1) for k in (-1, 0, 1)]) * 45.0
-CENTRES[-1] = 0
-
-
-class Balls(nn.Module):
-    """An anatomy that knows twelve classes by how bright they are, in steps of 1/12, where they are even."""
-
-    def forward(self, image):
-        uneven = F.max_pool3d(image, 3, 1, 1) + F.max_pool3d(-image, 3, 1, 1)
-        levels = [-2000 * (image - level / 12) ** 2 - 1e4 * uneven**2 for level in range(1, 13)]
-        return torch.cat([torch.full_like(image, -3.0), *levels], dim=1)
-
-
-def radius(number):
-    return 38 if number == 12 else 16
-
-
-def balls(spacing=3.0):
-    """Twelve balls, the k-th of them k / 12 bright; the last one is larger, so that the percentiles are 0 and 1."""
-    affine = torch.diag(torch.tensor([spacing, spacing, spacing, 1.0], dtype=torch.float64))
-    affine[:3, 3] = -spacing * 33.5
-    scan = Scan(torch.zeros(1, 1, 68, 68, 68), affine)
-    for number, centre in enumerate(CENTRES, 1):
-        near = (scan.points() - centre.view(1, 3, 1, 1, 1)).norm(dim=1) < radius(number)
-        scan.values[0][near] = number / 12
-    return scan
-
 
 RECOGNISE = recognise_of(
     RegistrationModel(StructureNetwork(Balls(), nn.Identity(), roi_size=(96, 96, 96), coarseness=2)), (3.0, 3.0, 3.0)
@@ -137,13 +109,48 @@ def test_overlap_is_the_dice_after_the_transformation():
 
 def test_overlap_is_of_what_both_scans_show():
     fixed, whole = cubes(), cubes()
-    half = Scan(whole.values[:, :, :, :, :10], whole.affine)  # 4 of 6 voxels, and half of the one at its edge
+    half = Scan(whole.values[:, :, :, :, :10], whole.affine)  # 4 of 6 voxels
     assert overlap(fixed, half, Transformation(torch.eye(4, dtype=torch.float64))) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("lacking", ["fixed", "moving"])
 def test_overlap_of_too_few_structures_is_not_known(lacking):
-    scans = {"fixed": cubes(), "moving": cubes()} | {lacking: cubes(number=7)}
+    scans = {"fixed": cubes(), "moving": cubes()} | {lacking: cubes(number=11)}
     assert math.isnan(overlap(**scans, transformation=Transformation(torch.eye(4, dtype=torch.float64))))
-    scans[lacking] = cubes(number=8)
+    scans[lacking] = cubes()
     assert overlap(**scans, transformation=Transformation(torch.eye(4, dtype=torch.float64))) > 0.999
+
+
+def test_what_does_not_fit_is_not_pushed_out_of_sight():
+    """The moving scan ends at 38 mm along the second axis; it is 8 mm off there and fits elsewhere."""
+    fixed, moving = cubes(), cubes()
+    last = [structure for structure in range(12) if structure % 3 == 2]
+    moving.values[:, last] = moving.values[:, last].roll(-4, dims=3)
+    moving = Scan(moving.values[:, :, :, :20], moving.affine)
+    stay = Transformation(torch.eye(4, dtype=torch.float64))
+    ddf = torch.zeros(1, 3, *fixed.shape)
+    ddf[:, 1, :, 18:20] = 30.0
+    out = Transformation(stay.matrix, ddf, fixed.affine)
+    assert overlap(fixed, moving, stay) > 0.5
+    assert overlap(fixed, moving, out) <= overlap(fixed, moving, stay)
+    everything_away = Transformation(stay.matrix, torch.full_like(ddf, 100.0), fixed.affine)
+    assert overlap(fixed, moving, everything_away) == 0
+
+
+@pytest.mark.parametrize("which", ["fixed", "moving"])
+def test_centres_of_what_the_image_cuts_have_no_say_in_a_pose(which):
+    whole = cubes()
+    scans = {"fixed": whole, "moving": whole}
+    assert pose(**scans) is not None
+    scans[which] = Scan(whole.values[:, :, 4:], whole.affine)  # three of twelve begin at its first voxel
+    assert pose(**scans) is None
+
+
+def test_points_on_a_plane_or_all_wrong_give_no_affine_map():
+    generator = torch.Generator().manual_seed(0)
+    here = 40 * torch.randn(12, 3, generator=generator)
+    flat = here * torch.tensor([1.0, 1.0, 0.01])
+    assert affine_between(flat, flat + torch.randn(12, 3, generator=generator)) is None
+    assert affine_between(here, 3 * here) is None
+    wrong = [affine_between(here, here[torch.randperm(12, generator=generator)]) is None for _ in range(50)]
+    assert sum(wrong) == 50

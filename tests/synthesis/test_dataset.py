@@ -121,3 +121,39 @@ def test_no_files_and_fractional_labels_are_refused(files, tmp_path):
     nibabel.save(nibabel.Nifti1Image(np.full((4, 4, 4), 0.5, np.float32), np.eye(4)), tmp_path / "bad.nii.gz")
     with pytest.raises(ValueError, match=r"bad\.nii\.gz.*whole numbers"):
         _dataset([tmp_path / "bad.nii.gz"])
+
+
+def _saved(path, array):
+    nibabel.save(nibabel.Nifti1Image(array.astype(np.int16), np.eye(4)), path)
+    return path
+
+
+def test_maps_that_cannot_be_drawn_from_are_refused_by_name(files, tmp_path):
+    plain = np.zeros((20, 20, 20))
+    with pytest.raises(ValueError, match=r"low\.nii\.gz.*from 0 on.*from -1"):
+        _dataset([files[0], _saved(tmp_path / "low.nii.gz", plain - 1)])
+    with pytest.raises(ValueError, match=r"empty\.nii\.gz.*one of the classes"):
+        _dataset([files[0], _saved(tmp_path / "empty.nii.gz", plain)])
+    many = plain.copy()
+    many.flat[:254] = np.arange(1000, 1254)
+    with pytest.raises(ValueError, match=r"at most 256 values.*got 261"):  # 0, 2, 3, 41, 42, 510 and 511 as well
+        _dataset([*files, _saved(tmp_path / "many.nii.gz", many)])
+
+
+def test_around_a_map_without_background_is_background(tmp_path):
+    full = np.full((12, 12, 12), 2)
+    full[4:8, 4:8, 4:8] = 3
+    dataset = _dataset([_saved(tmp_path / "full.nii.gz", full)], jitter_mm=40.0, strip=())
+    labels = [dataset[i]["label"] for i in range(4)]
+    assert all((label == 0).any() for label in labels)
+    assert any((label == 2).any() for label in labels)
+
+
+def test_sets_that_share_a_generator_strip_each_its_own(files, tmp_path):
+    generator = ImageGenerator((16, 16, 16), spacing=2.0)
+    more = np.full((12, 12, 12), 1)
+    more[4:8, 4:8, 4:8] = 3
+    one = _dataset(files, generator=generator)
+    before = one.generator.strip_labels
+    _dataset([_saved(tmp_path / "more.nii.gz", more)], generator=generator)
+    assert one.generator.strip_labels == before
