@@ -6,8 +6,8 @@
 FOLDER holds whole-head label maps with FreeSurfer's values (see bundles/brain_mri_tissue_flexunetr/docs/README.md for
 where to get them). Everything is as in the bundle's `configs/train.json`. Drawing is measured as it is done, in one
 process with one thread (on a GPU: there), learning with all threads on images drawn before. Where drawing is the
-faster, it does not keep the network waiting; on a CPU both share its cores. An image of several sequences counts as one,
-and so does a pair to be registered.
+faster, it does not keep the network waiting; on a CPU both share its cores. Several sequences of a head count as one
+image, and so does a pair to be registered.
 """
 
 from __future__ import annotations

@@ -122,19 +122,25 @@ def test_overlap_of_too_few_structures_is_not_known(lacking):
 
 
 def test_what_does_not_fit_is_not_pushed_out_of_sight():
-    """The moving scan ends at 38 mm along the second axis; it is 8 mm off there and fits elsewhere."""
+    """Structures of the moving scan, which ends soon after them, are 4 mm off: 8 of 12 mm overlap."""
     fixed, moving = cubes(), cubes()
-    last = [structure for structure in range(12) if structure % 3 == 2]
-    moving.values[:, last] = moving.values[:, last].roll(-4, dims=3)
+    middle = [structure for structure in range(12) if structure % 3 == 1]
+    moving.values[:, middle] = moving.values[:, middle].roll(2, dims=3)
     moving = Scan(moving.values[:, :, :, :20], moving.affine)
+    fixed.values[:, [s + 1 for s in middle]], moving.values[:, [s + 1 for s in middle]] = (
+        cubes().values[:, [s - 1 for s in middle]],
+        cubes().values[:, [s - 1 for s in middle], :, :20],
+    )  # the third of each row is where the first is: all of them are in both
     stay = Transformation(torch.eye(4, dtype=torch.float64))
+    assert overlap(fixed, moving, stay) == pytest.approx((8 + 4 * 8 / 12) / 12)
     ddf = torch.zeros(1, 3, *fixed.shape)
-    ddf[:, 1, :, 18:20] = 30.0
-    out = Transformation(stay.matrix, ddf, fixed.affine)
-    assert overlap(fixed, moving, stay) > 0.5
-    assert overlap(fixed, moving, out) <= overlap(fixed, moving, stay)
-    everything_away = Transformation(stay.matrix, torch.full_like(ddf, 100.0), fixed.affine)
-    assert overlap(fixed, moving, everything_away) == 0
+    ddf[:, 1, :, 12:14] = 30.0  # those of the fixed scan that have no counterpart
+    assert overlap(fixed, moving, Transformation(stay.matrix, ddf, fixed.affine)) <= overlap(fixed, moving, stay)
+    away = Transformation(stay.matrix, torch.full_like(ddf, 100.0), fixed.affine)
+    assert overlap(fixed, moving, away) == 0
+    moving.values[:, 11] = moving.values[:, 0]
+    ends = Scan(moving.values[:, :, :30], moving.affine)  # before the twelfth structure of the fixed scan begins
+    assert overlap(fixed, ends, away) == 0
 
 
 @pytest.mark.parametrize("which", ["fixed", "moving"])
@@ -152,5 +158,6 @@ def test_points_on_a_plane_or_all_wrong_give_no_affine_map():
     flat = here * torch.tensor([1.0, 1.0, 0.01])
     assert affine_between(flat, flat + torch.randn(12, 3, generator=generator)) is None
     assert affine_between(here, 3 * here) is None
+    assert affine_between(here, here / 3) is None
     wrong = [affine_between(here, here[torch.randperm(12, generator=generator)]) is None for _ in range(50)]
     assert sum(wrong) == 50
