@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import math
 import os
 import resource
 import statistics
@@ -114,8 +115,11 @@ def ours(folder: Path, steps: int, bundle: str | None) -> None:
     nibabel.save(nibabel.Nifti1Image(warped, fixed.affine.numpy()), folder / "warped.nii.gz")
     write_field(folder / "field.nii.gz", displacement(found.transformation, fixed), fixed.affine.numpy())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    stages = {"unlike": found.figures, "recognised": found.overlaps, "kept": found.kept}
-    figures = {"seconds": seconds, "peak_gb": peak, "similarity": found.similarity, **stages}
+    stages = {
+        name: {stage: None if math.isnan(value) else value for stage, value in stages.items()}
+        for name, stages in (("unlike", found.figures), ("recognised", found.overlaps))
+    }
+    figures = {"seconds": seconds, "peak_gb": peak, "similarity": found.similarity, **stages, "kept": found.kept}
     (folder / "figures.json").write_text(json.dumps(figures))
 
 

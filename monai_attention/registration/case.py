@@ -66,6 +66,10 @@ SIZES = (0.7, 1.45)
 """Of the moving scan against the fixed one, along any axis, that are believed without a look."""
 
 
+FIELD = {"affine": "affine registration", "network": "network's field", "optimised": "optimised field"}
+"""Stages in messages."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """What all pairs of a run share.
@@ -334,10 +338,9 @@ def _doubts(found: Registered) -> list[Note]:
         notes.append(
             Note("flag", "F-MIRRORED", "the moving scan fits better when it is mirrored: check left and right")
         )
-    last = [*found.figures][-1]
-    if found.kept != last:
-        left = "the result is affine" if found.kept == "affine" else "the network's is kept"
-        message = f"the {last} deformation did not bring the images together and was dropped; {left}"
+    for stage in found.dropped:
+        wrong = "holds NaN or infinity" if math.isnan(found.figures[stage]) else "did not bring the images together"
+        message = f"the {FIELD[stage]} {wrong} and was dropped; the result is the {FIELD[found.kept]}"
         notes.append(Note("flag", "F-NOT-IMPROVED", message))
     if found.figures[found.kept] > found.figures["affine"]:
         likeness, together = (

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from monai_attention.cohort.phases import Phases
 from monai_attention.registration.affine import Affine, register_affine
@@ -73,7 +73,8 @@ class Registered:
         similarity: by name; the one that figures are of.
         figures: `unlike` at each stage (`affine`, `network`, `optimised`): lower is better.
         overlaps: of the recognised structures, Dice at each stage, NaN where too few are; empty: none are recognised.
-        kept: the stage that the transformation is of: the last one that was better than the affine registration.
+        kept: the stage that the transformation is of: the last one that was not dropped.
+        dropped: the stages that made the images less alike and brought no structures together, or hold NaN or infinity.
         affine: what the affine registration found.
         losses: of the optimisation, a list a level.
         start: a guess of the inverse of the deformation.
@@ -84,6 +85,7 @@ class Registered:
     figures: dict[str, float]
     overlaps: dict[str, float]
     kept: str
+    dropped: list[str]
     affine: Affine
     losses: list[list[float]] = field(default_factory=list)
     start: Tensor | None = None
@@ -114,12 +116,15 @@ def register_pair(fixed: Scan, moving: Scan, plan: Plan, phases: Phases, *, on_s
     name = suited(moved.values, still.values, seen) if plan.similarity == "auto" else plan.similarity
     judge = _Judge(similarity(name), moved, still, seen, affine.matrix, structures)
     stage, ddf, losses, start = "affine", None, [], None
+    dropped: list[str] = []
     judge.improved(stage, ddf)
     if plan.network is not None:
         with phases.phase("network"), torch.no_grad():
             found = plan.network(moved, still)
         if judge.improved("network", found):
             stage, ddf = "network", found
+        else:
+            dropped.append("network")
     if plan.steps:
         weight = WEIGHTS[name] if plan.weight is None else plan.weight
         coarsest_mm = COARSEST_MM if ddf is None else COARSEST_AFTER_NETWORK_MM
@@ -138,8 +143,10 @@ def register_pair(fixed: Scan, moving: Scan, plan: Plan, phases: Phases, *, on_s
             if ddf is None:
                 start = whole_ddf(-optimised.velocity, still.shape, settings.integration_steps)
             stage, ddf = "optimised", optimised.ddf
+        else:
+            dropped.append("optimised")
     transformation = Transformation(affine.matrix, ddf, still.affine)
-    return Registered(transformation, name, judge.figures, judge.overlaps, stage, affine, losses, start)
+    return Registered(transformation, name, judge.figures, judge.overlaps, stage, dropped, affine, losses, start)
 
 
 class _Judge:
@@ -147,7 +154,7 @@ class _Judge:
 
     def __init__(
         self,
-        unlike: Callable[..., Tensor],
+        unlike: nn.Module,
         moved: Scan,
         still: Scan,
         seen: Tensor,

@@ -20,7 +20,7 @@ Recognise = Callable[[Scan], Scan]
 LEAST_STRUCTURES = 12
 LEAST_MM3 = 300.0
 FARTHEST_MM = 10.0
-"""Of a pose by structures: so many of at least this volume, half of them no further from each other than this."""
+"""Of a pose or an overlap: so many of more than this volume; of a pose: half of them no further apart than this."""
 
 SIZES = (0.5, 2.0)
 """Of the moving scan against the fixed one, along any axis, that a pose may have."""

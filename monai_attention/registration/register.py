@@ -69,7 +69,7 @@ def register(
         spacing: mm of the grid that the field is sought on; finer is slower and more detailed.
         optimize: steps on that grid; 0: none, the affine registration or the network has the last word.
         bundle: name of a packaged bundle that registers, or path of a folder or zip; its network's field is what the
-            optimisation begins from. None: no network.
+            optimisation begins from, unless it is dropped (`pair.register_pair`). None: no network.
         inverse: also write `inverse_field.nii.gz`, on the moving grid.
         device: torch device; None takes CUDA if there is one, else the CPU.
         options: choices about inputs that cannot be read unambiguously; they hold for all scans of a pair that need

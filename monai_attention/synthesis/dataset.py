@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,7 +35,7 @@ class LabelMapDataset(Dataset):
 
     Args:
         files: label maps (NIfTI, integer values), reoriented to RAS on reading.
-        generator: draws the images.
+        generator: draws the images; a copy of it is used.
         classes: name of each target class -> values of the label map it is made of, in order from class 1; all other
             values are background, class 0.
         pairs: values of one structure on the left and on the right: they share an intensity class, and change places
@@ -52,7 +51,8 @@ class LabelMapDataset(Dataset):
         device: where images are drawn, and lie. A DataLoader of a set on a GPU has no workers.
 
     Raises:
-        ValueError: there are no maps, one holds no class (or no seat), or they hold negative or too many values.
+        ValueError: there are no maps; one is not 3-D, holds fractions, negative values, or no class (or no seat); they
+            hold too many values; fewer than four labels to align by; seats without `strip` or `tissues`.
     """
 
     def __init__(
@@ -97,16 +97,16 @@ class LabelMapDataset(Dataset):
             self.tissue[self.intensity_class[torch.from_numpy(np.isin(values, list(group)))]] = i
         self.generator.strip_labels = tuple(int(i) for i in np.flatnonzero(np.isin(values, list(strip))))
         self.soil = self._soil(values, seats) if seats else None
-        if align:
-            kept = torch.nonzero(self.target).flatten()
-            self.maps = [(aligned(*one, *self.maps[0], kept), self.maps[0][1]) for one in self.maps]
         middle = self.target > 0 if self.soil is None else torch.isin(torch.arange(len(values)), self.soil.seats)
-        self.centres = [torch.nonzero(middle[m.long()]).float().mean(dim=0).tolist() for m, _ in self.maps]
-        for file, centre in zip(files, self.centres, strict=True):
-            if any(math.isnan(c) for c in centre):
+        for file, (drawn, _) in zip(files, self.maps, strict=True):
+            if not middle[drawn.long()].any():
                 raise ValueError(
                     f"{file}: expected a label map that holds one of the classes, or of the seats; got none"
                 )
+        if align:
+            kept = torch.nonzero(self.target).flatten()
+            self.maps = [(aligned(*one, *self.maps[0], kept), self.maps[0][1]) for one in self.maps]
+        self.centres = [torch.nonzero(middle[m.long()]).float().mean(dim=0).tolist() for m, _ in self.maps]
         self.maps = [(m.to(self.device), mm) for m, mm in self.maps]
         self.target, self.mirrored = self.target.to(self.device), self.mirrored.to(self.device)
         self.intensity_class, self.tissue = self.intensity_class.to(self.device), self.tissue.to(self.device)

@@ -112,7 +112,7 @@ def test_row_57_a_field_that_is_no_number_somewhere_is_dropped_and_not_begun_fro
 
     recognise = lambda _: blobs(PLACES)  # noqa: E731
     found = register_pair(scan, scan, Plan("lncc", 6.0, 0, network=network, recognise=recognise), Phases(CPU))
-    assert found.kept == "affine"
+    assert (found.kept, found.dropped) == ("affine", ["network"])
     assert math.isnan(found.figures["network"])
     found = register_pair(scan, scan, Plan("lncc", 4.0, 1, network=network), Phases(CPU))
     assert len(found.losses) == 2  # the levels of an optimisation without a network
@@ -122,14 +122,26 @@ def test_row_57_a_field_that_is_no_number_somewhere_is_dropped_and_not_begun_fro
 def test_row_57_an_optimisation_that_makes_it_worse_leaves_the_field_of_the_network(monkeypatch):
     scan = head(6.0)
 
-    def spoils(moving, fixed, settings, *, initial, **_):
+    def spoils(moving, fixed, *_, **__):
         return Optimised(10 * torch.randn(1, 3, *fixed.shape[2:]), torch.zeros_like(fixed), [[0.0]], False)
 
     monkeypatch.setattr(pair, "optimise", spoils)
     plan = Plan("lncc", 6.0, 1, network=lambda moving, fixed: far_away(moving, fixed) * 0)
     found = register_pair(scan, scan, plan, Phases(CPU))
-    assert found.kept == "network"
+    assert (found.kept, found.dropped) == ("network", ["optimised"])
     assert not found.transformation.ddf.any()
+
+
+def test_row_57_a_field_that_was_dropped_is_told_though_optimisation_succeeded(monkeypatch):
+    scan = head(6.0)
+
+    def stays(moving, fixed, *_, initial, **__):
+        assert initial is None
+        return Optimised(torch.zeros(1, 3, *fixed.shape[2:]), torch.zeros(1, 3, 4, 4, 4), [[0.0]], False)
+
+    monkeypatch.setattr(pair, "optimise", stays)
+    found = register_pair(scan, scan, Plan("lncc", 6.0, 1, network=far_away), Phases(CPU))
+    assert (found.kept, found.dropped) == ("optimised", ["network"])
 
 
 def test_what_may_be_typed_is_what_there_is():

@@ -132,8 +132,9 @@ def test_maps_that_cannot_be_drawn_from_are_refused_by_name(files, tmp_path):
     plain = np.zeros((20, 20, 20))
     with pytest.raises(ValueError, match=r"low\.nii\.gz.*from 0 on.*from -1"):
         _dataset([files[0], _saved(tmp_path / "low.nii.gz", plain - 1)])
-    with pytest.raises(ValueError, match=r"empty\.nii\.gz.*one of the classes"):
-        _dataset([files[0], _saved(tmp_path / "empty.nii.gz", plain)])
+    for align in (False, True):
+        with pytest.raises(ValueError, match=r"empty\.nii\.gz.*one of the classes"):
+            _dataset([files[0], _saved(tmp_path / "empty.nii.gz", plain)], align=align)
     many = plain.copy()
     many.flat[:254] = np.arange(1000, 1254)
     with pytest.raises(ValueError, match=r"at most 256 values.*got 261"):  # 0, 2, 3, 41, 42, 510 and 511 as well
