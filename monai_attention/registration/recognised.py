@@ -29,6 +29,8 @@ SIZES = (0.5, 2.0)
 def pose(fixed: Scan, moving: Scan) -> Tensor | None:
     """The affine map between structures, fixed -> moving in RAS mm, (4, 4), float64.
 
+    It is not refined by mutual information: on heads of two people in two contrasts that was seen to lead away from it.
+
     Args:
         fixed: structures.
         moving: the same structures in another scan.
@@ -102,11 +104,11 @@ def affine_between(here: Tensor, there: Tensor, *, nearest_mm: float = 2.0) -> T
 
 
 def _in_both(fixed: Scan, moving: Scan) -> Tensor:
-    """Which structures are at least `LEAST_MM3` large in both, (n,)."""
+    """Which structures are larger than `LEAST_MM3` in both, (n,)."""
     return torch.minimum(centres(fixed)[1], centres(moving)[1]) > LEAST_MM3
 
 
 def _cut(structures: Scan) -> Tensor:
     """Which structures reach the edge of the scan, so that their centres are not known, (n,)."""
-    inner = F.pad(structures.values.new_zeros([max(0, n - 2) for n in structures.shape]), (1,) * 6, value=1.0)
-    return ((structures.values[0] * inner[tuple(slice(n) for n in structures.shape)]) > 0.5).flatten(1).any(dim=1).cpu()
+    faces = [structures.values[0].select(axis, end) for axis in (1, 2, 3) for end in (0, -1)]
+    return torch.stack([(face > 0.5).flatten(1).any(dim=1) for face in faces]).any(dim=0).cpu()
