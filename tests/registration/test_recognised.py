@@ -37,13 +37,13 @@ def stored_as(scan, stored):
 
 
 def cubes(shift_mm=0.0, number=12):
-    """So many structures, each a cube of 12 mm on a grid of 2 mm, shifted along the first axis."""
+    """So many structures, each a cube of 12 mm on a grid of 2 mm, not all on one plane, shifted along the first axis."""
     affine = torch.diag(torch.tensor([2.0, 2, 2, 1], dtype=torch.float64))
     affine[0, 3] = shift_mm
     values = torch.zeros(1, 12, 40, 30, 20)
     for structure in range(number):
-        x, y = 10 * (structure // 3), 10 * (structure % 3)
-        values[:, structure, x + 2 : x + 8, y + 2 : y + 8, 6:12] = 1
+        x, y, z = 10 * (structure // 3), 10 * (structure % 3), 2 * (structure % 2)
+        values[:, structure, x + 2 : x + 8, y + 2 : y + 8, z + 6 : z + 12] = 1
     return Scan(values, affine)
 
 
