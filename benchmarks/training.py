@@ -65,17 +65,10 @@ def measure(bundle: str, labels: Path, device: str, threads: int, rounds: int, *
     batches, drawing = zip(*(timed(batch, device) for _ in range(rounds)), strict=True)
     torch.set_num_threads(threads)
     trainer = parser.get_parsed_content("train#trainer")
-    trainer.network.train()
-
-    def learn(one: Any) -> None:
-        images, targets = trainer.prepare_batch(one, trainer.state.device, False)
-        trainer.optimizer.zero_grad(set_to_none=True)
-        trainer.loss_function(trainer.inferer(images, trainer.network), targets).backward()
-        trainer.optimizer.step()
-
+    learn = trainer._process_function  # one step as the trainer would make it
     for one in batches[:2]:
-        learn(one)
-    learning = [timed(lambda one=one: learn(one), device)[1] for one in batches]
+        learn(trainer, one)
+    learning = [timed(lambda one=one: learn(trainer, one), device)[1] for one in batches]
     return {
         "drawn_per_second": size / statistics.median(drawing),
         "learned_per_second": size / statistics.median(learning),
@@ -119,7 +112,8 @@ def main(given: list[str] | None = None) -> None:
     text = f"{table(results)}\n{where}.\n"
     print(text, flush=True)
     if arguments.save:
-        save("training", {"machine": where, "results": results}, text)
+        title = "training" if arguments.device == "cpu" else f"training, {arguments.device}"
+        save(title, {"machine": where, "results": results}, text)
 
 
 if __name__ == "__main__":

@@ -106,10 +106,9 @@ def _tokens(x: Tensor) -> Tensor:
 
 def _bias_of(bias: Tensor | None, boxes: Boxes, window: Sequence[int]) -> Tensor | None:
     """The part (h, T, T) of a window's bias (h, N, N) that a box needs."""
-    tokens = inside_window(boxes, window)
+    tokens = None if bias is None else inside_window(boxes, window, bias.device)
     if bias is None or tokens is None:
         return bias
-    tokens = tokens.to(bias.device)
     return bias.index_select(1, tokens).index_select(2, tokens)
 
 
@@ -241,11 +240,10 @@ def _backward_of_chunk(
 
 def _add_bias_of(part: Tensor, boxes: Boxes, window: Sequence[int], whole: Tensor) -> None:
     """Add to (h, N, N) what `_bias_of` took from it, (h, T, T)."""
-    tokens = inside_window(boxes, window)
+    tokens = inside_window(boxes, window, whole.device)
     if tokens is None:
         whole += part
     else:
-        tokens = tokens.to(whole.device)
         whole[:, tokens[:, None], tokens] += part
 
 

@@ -85,11 +85,11 @@ def _inside(x: Tensor, boxes: Boxes) -> Tensor:
     return x
 
 
-def inside_window(boxes: Boxes, window: Sequence[int]) -> Tensor | None:
+def inside_window(boxes: Boxes, window: Sequence[int], device: torch.device | None = None) -> Tensor | None:
     """Numbers, in the window's raster order, of the tokens of a box; None if it is the whole window."""
     if tuple(boxes.size) == tuple(window):
         return None
-    numbers = torch.arange(math.prod(window)).view(*window)
+    numbers = torch.arange(math.prod(window), device=device).view(*window)
     for axis, (offset, size) in enumerate(zip(boxes.offset, boxes.size, strict=True)):
         numbers = numbers.narrow(axis, offset, size)
     return numbers.flatten()

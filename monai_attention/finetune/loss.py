@@ -75,6 +75,8 @@ class PartialDiceCE(nn.Module):
         if labels.shape != (len(finest), 1, *finest.shape[2:]):
             expected = (len(finest), 1, *finest.shape[2:])
             raise ValueError(f"labels must have shape {expected} for these logits; got {tuple(labels.shape)}")
+        if labels.is_cuda and torch.cuda.is_current_stream_capturing():
+            return  # there is nothing in them to look at yet; see `graphed.GraphedUpdate`
         classes = finest.shape[1]
         wrong = (labels != self.ignored) & ((labels < 0) | (labels >= classes) | (labels % 1 != 0))
         if wrong.any():

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW
 
+from monai_attention.finetune.graphed import Recorded
+
 
 class MuonAdamW(AdamW):
     """Muon for what maps channels to channels, AdamW for everything else, at one learning rate.
@@ -49,6 +51,7 @@ class MuonAdamW(AdamW):
             raise ValueError(f"expected layers for Muon and for AdamW; got {len(muon)} and {len(adamw)}")
         groups: list[dict[str, Any]] = [{"params": muon, "momentum": 0.95}, {"params": adamw}]
         super().__init__(groups, lr=lr, weight_decay=weight_decay)
+        self._orthogonal = Recorded(_all_orthogonal)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -56,9 +59,7 @@ class MuonAdamW(AdamW):
         with torch.enable_grad():
             loss = closure() if closure else None
         muon, adamw = self.param_groups
-        for p in muon["params"]:
-            if p.grad is not None:
-                self._muon(p, p.grad, muon["lr"], muon["weight_decay"], muon["momentum"])
+        self._muon(**muon)
         self.param_groups = [adamw]
         try:
             super().step()
@@ -66,37 +67,52 @@ class MuonAdamW(AdamW):
             self.param_groups = [muon, adamw]
         return loss
 
-    def _muon(self, p: Tensor, gradient: Tensor, lr: float, weight_decay: float, momentum: float) -> None:
-        """Along the nearest orthogonal matrix to Nesterov's gradient."""
-        state = self.state[p]
-        if not state:
-            state["momentum_buffer"] = torch.zeros_like(p)
-            state["step"] = torch.zeros(())  # AdamW asks every state for one when it is loaded
-        state["step"] += 1
-        mean = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
-        update = orthogonal(gradient.lerp(mean, momentum).flatten(1))
-        p.mul_(1 - lr * weight_decay).add_(update.view_as(p), alpha=-lr * 0.2 * math.sqrt(max(update.shape)))
+    def _muon(self, params: Sequence[Tensor], lr: float, weight_decay: float, momentum: float, **_: Any) -> None:
+        """Along the nearest orthogonal matrices to Nesterov's gradients."""
+        params, gradients = [p for p in params if p.grad is not None], []
+        for p in params:
+            state = self.state[p]
+            if not state:
+                state["momentum_buffer"] = torch.zeros_like(p)
+                state["step"] = torch.zeros(())  # AdamW asks every state for one when it is loaded
+            state["step"] += 1
+            mean = state["momentum_buffer"].lerp_(p.grad, 1 - momentum)
+            gradients.append(p.grad.lerp(mean, momentum).flatten(1))  # type: ignore[union-attr]
+        updates = self._orthogonal(*gradients) if gradients else []
+        for p, update in zip(params, updates, strict=True):
+            p.mul_(1 - lr * weight_decay).add_(update.view_as(p), alpha=-lr * 0.2 * math.sqrt(max(update.shape)))
 
 
-def orthogonal(matrix: Tensor) -> Tensor:
-    """A matrix with the same singular vectors, and singular values near 1 (0.7 to 1.2).
+def _all_orthogonal(*matrices: Tensor) -> list[Tensor]:
+    """See `orthogonal`; those of one shape together."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for place, matrix in enumerate(matrices):
+        groups.setdefault(tuple(matrix.shape), []).append(place)
+    found: dict[int, Tensor] = {}
+    for places in groups.values():
+        found |= zip(places, orthogonal(torch.stack([matrices[place] for place in places])), strict=True)
+    return [found[place] for place in range(len(matrices))]
 
-    Those below about a thousandth of the matrix's norm stay smaller: five steps enlarge by at most 500.
+
+def orthogonal(matrices: Tensor) -> Tensor:
+    """Matrices with the same singular vectors, and singular values near 1 (0.7 to 1.2).
+
+    Those below about a thousandth of a matrix's norm stay smaller: five steps enlarge by at most 500.
 
     Five steps of Jordan's iteration, X -> (a + b A + c A²) X with A = X X^T. All steps' factors are polynomials of the
     first A, so that they are multiplied first, and the long side of the matrix is touched only twice.
 
-    Shape: (M, N) -> (M, N), float32.
+    Shape: (B, M, N) -> (B, M, N), float32.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrix.float()
-    if len(x) > x.shape[1]:
+    x = matrices.float()
+    if x.shape[1] > x.shape[2]:
         return orthogonal(x.mT).mT
-    x = x / x.norm().clamp(min=1e-7)
-    gram, factor = x @ x.mT, torch.eye(len(x), device=x.device)
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    gram, factor = x @ x.mT, None
     for step in range(5):
-        polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)
-        polynomial.diagonal().add_(a)
-        factor = polynomial @ factor if step else polynomial
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        polynomial.diagonal(dim1=1, dim2=2).add_(a)
+        factor = polynomial if factor is None else polynomial @ factor
         gram = polynomial @ gram @ polynomial if step < 4 else gram
     return factor @ x

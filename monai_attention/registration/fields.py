@@ -136,9 +136,8 @@ def resize_ddf(ddf: Tensor, size: Sequence[int]) -> Tensor:
         return ddf
     coarser = all(new <= n for new, n in zip(size, old, strict=True))
     kind = "area" if coarser else {1: "linear", 2: "bilinear", 3: "trilinear"}[len(old)]
-    factors = ddf.new_tensor([new / n for new, n in zip(size, old, strict=True)])
     resized = F.interpolate(ddf, size=tuple(size), mode=kind, **({} if coarser else {"align_corners": False}))
-    return resized * factors.view(1, -1, *[1] * len(old))
+    return torch.stack([part * (new / n) for part, new, n in zip(resized.unbind(1), size, old, strict=True)], dim=1)
 
 
 def jacobian(ddf: Tensor) -> list[list[Tensor]]:

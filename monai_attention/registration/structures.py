@@ -77,7 +77,10 @@ class StructureNetwork(nn.Module):
         """Probabilities of the structures in images (B, N, *S), (B, N, n, *T), float32."""
         size = images.shape[2:]
         each = images.flatten(0, 1)[:, None]
-        logits = sliding_window_inference(each, self.roi_size, 1, self.anatomy, overlap=0.25, mode="gaussian")
+        if tuple(size) == self.roi_size:
+            logits = self.anatomy(each)
+        else:
+            logits = sliding_window_inference(each, self.roi_size, 1, self.anatomy, overlap=0.25, mode="gaussian")
         assert isinstance(logits, Tensor)
         coarse = [-(-n // self.coarseness) for n in size]
         missing = [t * self.coarseness - n for t, n in zip(coarse, size, strict=True)]

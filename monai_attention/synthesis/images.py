@@ -244,5 +244,13 @@ def look_up(labels: Tensor, coordinates: Sequence[Tensor]) -> Tensor:
 def rescale(image: Tensor, lower: float = 0.5, upper: float = 99.5) -> Tensor:
     """Map the given percentiles to 0 and 1 and clip; a constant image becomes 0."""
     flat = image.flatten()
-    low, high = (flat.kthvalue(1 + round(p / 100 * (flat.numel() - 1))).values for p in (lower, upper))
+    low, high = _ranked(flat, [round(p / 100 * (flat.numel() - 1)) for p in (lower, upper)])
     return ((image - low) / (high - low).clamp_min(1e-6)).clamp(0, 1)
+
+
+def _ranked(numbers: Tensor, ranks: Sequence[int]) -> list[Tensor]:
+    """The numbers (N,) of these ranks, from the least, 0. A GPU sorts all of them sooner than it selects one."""
+    if numbers.is_cuda:
+        ordered = numbers.sort().values
+        return [ordered[rank] for rank in ranks]
+    return [numbers.kthvalue(1 + rank).values for rank in ranks]

@@ -37,7 +37,7 @@ def stored_as(scan, stored):
 
 
 def cubes(shift_mm=0.0, number=12):
-    """So many structures, each a cube of 12 mm on a grid of 2 mm, not all on one plane, shifted along the first axis."""
+    """So many structures, each a cube of 12 mm on a grid of 2 mm, not all on one plane, shifted along axis 0."""
     affine = torch.diag(torch.tensor([2.0, 2, 2, 1], dtype=torch.float64))
     affine[0, 3] = shift_mm
     values = torch.zeros(1, 12, 40, 30, 20)
