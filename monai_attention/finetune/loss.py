@@ -46,7 +46,7 @@ class PartialDiceCE(nn.Module):
         half of the one before.
 
     Raises:
-        ValueError: shapes do not fit, or a label is neither a class nor `ignored`.
+        ValueError: shapes do not fit, or a label is neither a class nor `ignored` (not seen by a CUDA graph).
     """
 
     def __init__(self, ignored: int = 255, log_dice: bool = False) -> None:
@@ -76,7 +76,7 @@ class PartialDiceCE(nn.Module):
             expected = (len(finest), 1, *finest.shape[2:])
             raise ValueError(f"labels must have shape {expected} for these logits; got {tuple(labels.shape)}")
         if labels.is_cuda and torch.cuda.is_current_stream_capturing():
-            return  # there is nothing in them to look at yet; see `graphed.GraphedUpdate`
+            return  # looking waits for the GPU, which a recording forbids
         classes = finest.shape[1]
         wrong = (labels != self.ignored) & ((labels < 0) | (labels >= classes) | (labels % 1 != 0))
         if wrong.any():

@@ -51,7 +51,12 @@ class MuonAdamW(AdamW):
             raise ValueError(f"expected layers for Muon and for AdamW; got {len(muon)} and {len(adamw)}")
         groups: list[dict[str, Any]] = [{"params": muon, "momentum": 0.95}, {"params": adamw}]
         super().__init__(groups, lr=lr, weight_decay=weight_decay)
-        self._orthogonal = Recorded(_all_orthogonal)
+        self._recorded: dict[tuple[torch.Size, ...], Recorded] = {}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Of a copy, an unpickled one, or after `load_state_dict`."""
+        super().__setstate__(state)
+        self._recorded = {}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -78,7 +83,10 @@ class MuonAdamW(AdamW):
             state["step"] += 1
             mean = state["momentum_buffer"].lerp_(p.grad, 1 - momentum)
             gradients.append(p.grad.lerp(mean, momentum).flatten(1))  # type: ignore[union-attr]
-        updates = self._orthogonal(*gradients) if gradients else []
+        if not gradients:
+            return
+        shapes = tuple(matrix.shape for matrix in gradients)  # others once layers are frozen or thawed
+        updates = self._recorded.setdefault(shapes, Recorded(_all_orthogonal))(*gradients)
         for p, update in zip(params, updates, strict=True):
             p.mul_(1 - lr * weight_decay).add_(update.view_as(p), alpha=-lr * 0.2 * math.sqrt(max(update.shape)))
 

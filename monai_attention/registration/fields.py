@@ -136,8 +136,10 @@ def resize_ddf(ddf: Tensor, size: Sequence[int]) -> Tensor:
         return ddf
     coarser = all(new <= n for new, n in zip(size, old, strict=True))
     kind = "area" if coarser else {1: "linear", 2: "bilinear", 3: "trilinear"}[len(old)]
+    # Made on the device: a copy from the CPU could not be recorded (`finetune.graphed`).
+    factors = torch.cat([ddf.new_full((1,), new / n) for new, n in zip(size, old, strict=True)])
     resized = F.interpolate(ddf, size=tuple(size), mode=kind, **({} if coarser else {"align_corners": False}))
-    return torch.stack([part * (new / n) for part, new, n in zip(resized.unbind(1), size, old, strict=True)], dim=1)
+    return resized * factors.view(1, -1, *[1] * len(old))
 
 
 def jacobian(ddf: Tensor) -> list[list[Tensor]]:

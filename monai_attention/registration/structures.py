@@ -78,7 +78,7 @@ class StructureNetwork(nn.Module):
         size = images.shape[2:]
         each = images.flatten(0, 1)[:, None]
         if tuple(size) == self.roi_size:
-            logits = self.anatomy(each)
+            logits = torch.cat([self.anatomy(one) for one in each.split(1)])
         else:
             logits = sliding_window_inference(each, self.roi_size, 1, self.anatomy, overlap=0.25, mode="gaussian")
         assert isinstance(logits, Tensor)

@@ -36,7 +36,11 @@ def trained(device, update):
         iteration_update=update,
     )
     losses = []
-    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: losses.append(float(trainer.state.output["loss"])))
+
+    @trainer.on(Events.ITERATION_COMPLETED)
+    def _():
+        losses.append(float(trainer.state.output[0]["loss"]))
+
     trainer.run()
     return network, losses
 
@@ -49,6 +53,35 @@ def test_recorded_steps_are_the_trainer_s_own(device):
     assert len(set(losses)) == 12
     for name, parameter in network.named_parameters():
         torch.testing.assert_close(parameter, plain.get_parameter(name), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_gradients_that_others_reset_between_two_steps_come_back(device):
+    class Forgetful(RecordedUpdate):
+        def __call__(self, engine, batchdata):
+            engine.optimizer.zero_grad(set_to_none=True)
+            return super().__call__(engine, batchdata)
+
+    _, losses = trained(device, Forgetful())
+    _, expected = trained(device, RecordedUpdate())
+    assert losses == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("setting", [{"amp": True}, {"accumulation_steps": 2}])
+def test_trainers_whose_steps_are_others_are_refused(setting):
+    network = nn.Conv3d(1, 2, 1)
+    trainer = SupervisedTrainer(
+        device=torch.device("cpu"),
+        max_epochs=1,
+        train_data_loader=list(batches("cpu")),
+        network=network,
+        optimizer=torch.optim.AdamW(network.parameters()),
+        loss_function=PartialDiceCE(),
+        iteration_update=RecordedUpdate(),
+        **setting,
+    )
+    with pytest.raises(ValueError, match="expected a trainer without amp that steps after every batch"):
+        trainer.run()
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from monai_attention.finetune.optimizers import MuonAdamW, orthogonal
+from monai_attention.finetune.optimizers import MuonAdamW, _all_orthogonal, orthogonal
 
 
 def network():
@@ -78,6 +78,29 @@ def test_orthogonal_matrices_have_the_iteration_applied_to_each_singular_value(s
     torch.testing.assert_close(found[1], (u @ s.diag() @ v).float(), rtol=0, atol=5e-4)
     torch.testing.assert_close(found[2:], orthogonal(others[1:]), rtol=0, atol=5e-4)
     assert torch.equal(orthogonal(torch.zeros(1, *shape)), torch.zeros(1, *shape))
+
+
+def test_matrices_of_one_shape_are_worked_on_together_and_keep_their_places():
+    torch.manual_seed(0)
+    matrices = [torch.randn(shape) for shape in ((4, 6), (3, 3), (4, 6), (6, 4))]
+    together = _all_orthogonal(*matrices)
+    for one, matrix in zip(together, matrices, strict=True):
+        torch.testing.assert_close(one, orthogonal(matrix[None])[0], rtol=0, atol=1e-5)
+
+
+def test_a_copy_of_the_optimizer_and_layers_that_are_frozen_for_a_while_are_no_obstacle():
+    net = network()
+    optimizer = MuonAdamW(net.named_parameters(), outer=["0."])
+    for frozen in (False, True, False):
+        net[1].requires_grad_(not frozen)
+        before = copy.deepcopy(net)
+        train(net, [optimizer], 1)
+        assert torch.equal(net[1].weight, before[1].weight) is frozen
+        assert not torch.equal(net[5].weight, before[5].weight)
+    both = copy.deepcopy((net, optimizer))
+    for one in ((net, optimizer), both):
+        train(one[0], [one[1]], 1)
+    torch.testing.assert_close(list(net.parameters()), list(both[0].parameters()), rtol=0, atol=0)
 
 
 def test_training_goes_on_from_a_saved_state_as_if_it_had_never_stopped():
