@@ -81,6 +81,21 @@ def plausible_volumes(metadata: Config) -> dict[str, tuple[float, float]]:
     return {name: (low, high) for name, (low, high) in stated.items()}
 
 
+def plausible_reach(metadata: Config) -> dict[str, float]:
+    """Class name -> how many mm from its middle it is believed to reach without a look, from `within_mm`.
+
+    Raises:
+        Refusal: `E-BUNDLE-METADATA` if it names what is no class, or says something we do not understand.
+    """
+    stated, names = metadata.tree.get("within_mm", {}), classes(metadata).values()
+    if not isinstance(stated, dict):
+        raise refusal(metadata, "within_mm", "expected an object", stated)
+    for name, reach in stated.items():
+        if name not in names or isinstance(reach, bool) or not isinstance(reach, (int, float)) or not reach > 0:
+            raise refusal(metadata, f"within_mm::{name}", "expected a class and a number of mm above 0", reach)
+    return {name: float(reach) for name, reach in stated.items()}
+
+
 def recorded_weights(metadata: Config, file: str) -> tuple[str | None, int | None]:
     """Hash and size of a weights file, as the metadata records them under `weights`."""
     try:

@@ -2,10 +2,11 @@
 
 A bundle is a folder (or a zip of one) after MONAI's specification: `LICENSE`, `configs/metadata.json`,
 `configs/inference.json`, `models/model.pt`, `docs/README.md`. One that registers has a `registration_def` in its
-`inference.json`, the model around its network; the others segment. Three keys of the metadata are ours: `gate` says
+`inference.json`, the model around its network; the others segment. Four keys of the metadata are ours: `gate` says
 which volumes the bundle accepts (the fields of `monai_attention.io.volume.Requirements`), `plausible_ml` which volumes
-of a class are believed without a look, `weights` the size and hash of each weights file. `configs/logging.conf`,
-`scripts/` and whatever else a bundle may carry is never read.
+of a class are believed without a look, `within_mm` how far a class is believed to reach from its middle, `weights` the
+size and hash of each weights file. `configs/logging.conf`, `scripts/` and whatever else a bundle may carry is never
+read.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from monai_attention.bundle_config import (
     read_config,
     references,
 )
-from monai_attention.bundle_metadata import classes, gate, plausible_volumes, recorded_weights
+from monai_attention.bundle_metadata import classes, gate, plausible_reach, plausible_volumes, recorded_weights
 from monai_attention.bundle_trust import Finding, scan
 from monai_attention.errors import Refusal
 from monai_attention.io.volume import Requirements
@@ -92,6 +93,7 @@ class LoadedBundle:
         classes: label value -> name.
         requirements: which volumes it accepts.
         plausible_ml: class name -> smallest and largest volume in mL that is believed without a look.
+        within_mm: class name -> how far from its middle it is believed to reach without a look.
         weights_sha256: hash of the weights file that was loaded.
     """
 
@@ -104,6 +106,7 @@ class LoadedBundle:
     classes: Mapping[int, str]
     requirements: Requirements
     plausible_ml: Mapping[str, tuple[float, float]]
+    within_mm: Mapping[str, float]
     weights_sha256: str
 
 
@@ -279,6 +282,7 @@ def load(bundle: str | Path, *, trust: bool = False, overrides: Mapping[str, Any
         classes=classes(metadata),
         requirements=gate(metadata),
         plausible_ml=plausible_volumes(metadata),
+        within_mm=plausible_reach(metadata),
         weights_sha256=sha256,
     )
 

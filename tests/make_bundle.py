@@ -19,7 +19,16 @@ def threshold_bundle(folder, **options):
 
 
 def write_bundle(
-    folder, network, weights, *, spacing=2.0, modality="MR", gate=None, plausible_ml=None, channels=(1, 2)
+    folder,
+    network,
+    weights,
+    *,
+    spacing=2.0,
+    modality="MR",
+    gate=None,
+    plausible_ml=None,
+    within_mm=None,
+    channels=(1, 2),
 ):
     """Write a bundle for two classes: `network` is its `network_def`, `weights` the state dict."""
     (folder / "configs").mkdir(parents=True)
@@ -57,6 +66,7 @@ def write_bundle(
         },
         "gate": {"modalities": [modality], "channels": 1, "spacing_mm": [0.2, 20.0], **(gate or {})},
         "plausible_ml": plausible_ml or {},
+        "within_mm": within_mm or {},
         "weights": {"models/model.pt": {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}},
     }
     inference = {

@@ -27,6 +27,13 @@ def test_gate_that_is_not_understood_is_refused_rather_than_ignored(tmp_path: Pa
     assert "metadata.json: gate" in error.message
 
 
+@pytest.mark.parametrize("stated", [{"c": 5}, {"a": [2, 1]}, {"a": 0}, {"a": True}, {"a": float("nan")}, ["a"]])
+def test_reaches_that_are_not_understood_are_refused_rather_than_ignored(tmp_path: Path, stated: Any) -> None:
+    error = refusal(bundles.load, make_bundle(tmp_path / "b", metadata=METADATA | {"within_mm": stated}))
+    assert error.code == "E-BUNDLE-METADATA"
+    assert "metadata.json: within_mm" in error.message
+
+
 @pytest.mark.parametrize("stated", [{"c": [1, 2]}, {"a": [2, 1]}, {"a": 5}, ["a"]])
 def test_plausible_volumes_that_are_not_understood_are_refused_rather_than_ignored(tmp_path: Path, stated: Any) -> None:
     error = refusal(bundles.load, make_bundle(tmp_path / "b", metadata=METADATA | {"plausible_ml": stated}))

@@ -41,7 +41,7 @@ def whole_checkpoints(folder: str | Path) -> list[str]:
 
 
 class StopOnNonFinite:
-    """Stops a training whose loss is NaN or infinite, before a checkpoint is written, and names the cases.
+    """Stops a training whose loss is NaN or infinite, before a checkpoint is written, and names its cases.
 
     Of several processes all must find that: attach it after `processes.LossOfAll`.
 
@@ -53,7 +53,7 @@ class StopOnNonFinite:
         self.checkpoints = Path(checkpoints)
 
     def attach(self, engine: Engine) -> None:
-        """Look at each iteration of `engine`, whose batches have a `case` and whose output a `loss`."""
+        """Look at each iteration of `engine`, whose output has a `loss`, and whose batches may have a `case`."""
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
@@ -66,10 +66,12 @@ class StopOnNonFinite:
         if not math.isfinite(loss):
             batch: Any = engine.state.batch
             # MONAI's trainer has taken the batch apart by now.
-            own = batch["case"] if isinstance(batch, dict) else [one["case"] for one in batch]
+            own = batch.get("case", []) if isinstance(batch, dict) else [one["case"] for one in batch if "case" in one]
             cases = ", ".join(dict.fromkeys(case for named in gathered(list(own)) for case in named))
-            message = f"the loss is {loss} at iteration {engine.state.iteration}, on {cases}"
-            remedy = "look at these cases; then begin again in another folder, without them or at a lower learning rate"
+            message = f"the loss is {loss} at iteration {engine.state.iteration}" + (f", on {cases}" if cases else "")
+            remedy = "begin again in another folder at a lower learning rate"
+            if cases:
+                remedy = f"look at these cases; then {remedy}, or without them"
             raise Refusal("E-LOSS", message, path=self.checkpoints, remedy=remedy)
 
 

@@ -297,6 +297,7 @@ def _metadata(source: Config, found: Preflight, name: str, begun: str) -> dict[s
         "pred_classes": f"{len(classes)} channels of logits, background first",
         "label_values": {name: value for value, name in found.classes.items()},
         "plausible_ml": _plausible(found.volumes_ml(), len(found.usable)),
+        "within_mm": {},
         "weights": {},
     }
     tree.pop("eval_metrics", None)

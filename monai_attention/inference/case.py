@@ -17,6 +17,7 @@ from tqdm import tqdm
 from monai_attention.bundles import LoadedBundle
 from monai_attention.cohort.phases import Phases
 from monai_attention.cohort.verdict import judged
+from monai_attention.inference.doubts import doubts
 from monai_attention.inference.predict import Prediction, predict
 from monai_attention.io import write
 from monai_attention.io.cases import Case
@@ -118,7 +119,8 @@ def _write_case(case: Case, folder: Path, settings: Settings, volume: Volume, pr
     bundle, labels = settings.bundle, prediction.labels
     kinds = ["labels", "classes", "volumes", "preview"]
     volumes = measure(labels, volume.affine, bundle.classes)
-    notes = [*volume.notes, *_doubts({name: found["ml"] for name, found in volumes.items()}, bundle.plausible_ml)]
+    volumes_ml = {name: found["ml"] for name, found in volumes.items()}
+    notes = [*volume.notes, *doubts(labels, volume.affine, volumes_ml, bundle)]
     write.write_labels(folder / OUTPUTS["labels"], labels, volume.affine)
     write.write_json(folder / OUTPUTS["classes"], {str(label): name for label, name in bundle.classes.items()})
     write_volumes(folder / OUTPUTS["volumes"], [{"case_id": case.id, "volumes": volumes}])
@@ -151,19 +153,6 @@ def _write_case(case: Case, folder: Path, settings: Settings, volume: Volume, pr
         "volumes": volumes,
         "outputs": {kind: OUTPUTS[kind] for kind in kinds},
     }
-
-
-def _doubts(volumes_ml: Mapping[str, float], plausible: Mapping[str, tuple[float, float]]) -> list[Note]:
-    """Flags for a result that somebody should look at because of how much was found."""
-    if not any(volumes_ml.values()):
-        return [Note("flag", "F-EMPTY", "nothing was found: every voxel is background")]
-    odd = [
-        f"{name} {volumes_ml[name]:.0f} mL, expected {low:g} to {high:g}"
-        for name, (low, high) in plausible.items()
-        if not low <= volumes_ml[name] <= high
-    ]
-    message = f"implausible volumes, or not a whole one in the image: {'; '.join(odd)}"
-    return [Note("flag", "F-VOLUME", message)] if odd else []
 
 
 @contextmanager

@@ -34,6 +34,15 @@ def test_row_55_a_loss_that_is_no_number_stops_the_training_and_names_the_cases(
     assert running.state.iteration == 2
 
 
+@pytest.mark.parametrize("batch", [{"image": torch.zeros(1)}, [{"image": torch.zeros(1)}]])
+def test_a_loss_of_images_without_a_name_that_is_no_number_stops_the_training_as_well(tmp_path, batch):
+    running = engine([math.nan])
+    StopOnNonFinite(tmp_path).attach(running)
+    with pytest.raises(Refusal, match="the loss is nan at iteration 1") as caught:
+        running.run([batch], max_epochs=1)
+    assert caught.value.remedy == "begin again in another folder at a lower learning rate"
+
+
 def test_row_50_a_training_goes_on_only_by_the_plan_that_it_began_with(tmp_path):
     config, runs = tmp_path / "train.json", tmp_path / "runs/fold_0"
 

@@ -1,0 +1,70 @@
+"""Whether somebody should look at a result: by what was found, how much of it, and where."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from monai_attention.bundles import LoadedBundle
+from monai_attention.io.volume import Note
+
+FAR_ML = 1.0
+"""So much of a class far from its middle is too much."""
+
+
+def doubts(labels: np.ndarray, affine: np.ndarray, volumes_ml: Mapping[str, float], bundle: LoadedBundle) -> list[Note]:
+    """Flags for a result: `F-EMPTY`, `F-VOLUME`, `F-SCATTERED`.
+
+    Args:
+        labels: uint8, shape (X, Y, Z).
+        affine: shape (4, 4), voxel index -> world mm.
+        volumes_ml: of each class.
+        bundle: says which volumes, and which distances from the middle, are believed.
+    """
+    if not any(volumes_ml.values()):
+        return [Note("flag", "F-EMPTY", "nothing was found: every voxel is background")]
+    notes = []
+    odd = [
+        f"{name} {volumes_ml[name]:.0f} mL, expected {low:g} to {high:g}"
+        for name, (low, high) in bundle.plausible_ml.items()
+        if not low <= volumes_ml[name] <= high
+    ]
+    if odd:
+        message = f"implausible volumes, or not a whole one in the image: {'; '.join(odd)}"
+        notes.append(Note("flag", "F-VOLUME", message))
+    reach = {label: bundle.within_mm[name] for label, name in bundle.classes.items() if name in bundle.within_mm}
+    scattered = [
+        f"{ml:.0f} mL of {bundle.classes[label]} more than {reach[label]:g} mm from its middle"
+        for label, ml in far_ml(labels, affine, reach).items()
+        if ml > FAR_ML
+    ]
+    if scattered:
+        notes.append(Note("flag", "F-SCATTERED", f"found where it cannot all be: {'; '.join(scattered)}"))
+    return notes
+
+
+def far_ml(labels: np.ndarray, affine: np.ndarray, within_mm: Mapping[int, float]) -> dict[int, float]:
+    """How much of each label lies far from its middle, along that axis of the array where it is most.
+
+    Args:
+        labels: uint8, shape (X, Y, Z).
+        affine: shape (4, 4), voxel index -> world mm.
+        within_mm: label -> how far is far. The middle is the median along each axis, which little far away does not
+            move.
+
+    Returns:
+        label -> mL.
+    """
+    if not within_mm:
+        return {}
+    ml_per_voxel = abs(float(np.linalg.det(affine[:3, :3]))) / 1000.0
+    most = dict.fromkeys(within_mm, 0.0)
+    for axis, spacing in enumerate(np.linalg.norm(affine[:3, :3], axis=0)):
+        counts = np.stack([np.bincount(plane.ravel(), minlength=256) for plane in np.moveaxis(labels, axis, 0)])
+        for label, reach in within_mm.items():
+            along = counts[:, label]
+            middle = int(np.searchsorted(along.cumsum(), along.sum() / 2))
+            far = np.abs(np.arange(len(along)) - middle) * spacing > reach
+            most[label] = max(most[label], float(along[far].sum()) * ml_per_voxel)
+    return most
