@@ -19,6 +19,10 @@ def _number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
+def _positive(value: Any) -> bool:
+    return _number(value) and value > 0
+
+
 def _pair(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(map(_number, value)) and value[0] <= value[1]
 
@@ -72,12 +76,7 @@ def plausible_volumes(metadata: Config) -> dict[str, tuple[float, float]]:
     Raises:
         Refusal: `E-BUNDLE-METADATA` if it names what is no class, or says something we do not understand.
     """
-    stated, names = metadata.tree.get("plausible_ml", {}), classes(metadata).values()
-    if not isinstance(stated, dict):
-        raise refusal(metadata, "plausible_ml", "expected an object", stated)
-    for name, limits in stated.items():
-        if name not in names or not _pair(limits):
-            raise refusal(metadata, f"plausible_ml::{name}", "expected a class and [smallest, largest] mL", limits)
+    stated = _by_class(metadata, "plausible_ml", "[smallest, largest] mL", _pair)
     return {name: (low, high) for name, (low, high) in stated.items()}
 
 
@@ -85,15 +84,21 @@ def plausible_reach(metadata: Config) -> dict[str, float]:
     """Class name -> how many mm from its middle it is believed to reach without a look, from `within_mm`.
 
     Raises:
-        Refusal: `E-BUNDLE-METADATA` if it names what is no class, or says something we do not understand.
+        Refusal: as `plausible_volumes`.
     """
-    stated, names = metadata.tree.get("within_mm", {}), classes(metadata).values()
-    if not isinstance(stated, dict):
-        raise refusal(metadata, "within_mm", "expected an object", stated)
-    for name, reach in stated.items():
-        if name not in names or isinstance(reach, bool) or not isinstance(reach, (int, float)) or not reach > 0:
-            raise refusal(metadata, f"within_mm::{name}", "expected a class and a number of mm above 0", reach)
+    stated = _by_class(metadata, "within_mm", "a number of mm above 0", _positive)
     return {name: float(reach) for name, reach in stated.items()}
+
+
+def _by_class(metadata: Config, key: str, expected: str, fits: Callable[[Any], bool]) -> dict[str, Any]:
+    """What the metadata says of classes under a key."""
+    stated, names = metadata.tree.get(key, {}), classes(metadata).values()
+    if not isinstance(stated, dict):
+        raise refusal(metadata, key, "expected an object", stated)
+    for name, value in stated.items():
+        if name not in names or not fits(value):
+            raise refusal(metadata, f"{key}::{name}", f"expected a class and {expected}", value)
+    return stated
 
 
 def recorded_weights(metadata: Config, file: str) -> tuple[str | None, int | None]:
