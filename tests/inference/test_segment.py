@@ -15,18 +15,16 @@ from hypothesis import strategies as st
 from monai_attention import bundles
 from monai_attention.cohort.phases import Phases
 from monai_attention.errors import Refusal
-from monai_attention.inference.doubts import far_ml
 from monai_attention.inference.predict import predict
 from monai_attention.inference.segment import segment
 from monai_attention.inference.sliding_window import settings_of
 from monai_attention.io.geometry import spacing
 from monai_attention.io.volume import ReadOptions, Volume
 from monai_attention.networks.flex_unetr import FlexUNETR
+from tests.inference.make_ball import RADIUS, ball
 from tests.io.make_dicom import CANARY, ras_affine, tilted, write_series
 from tests.io.make_volumes import affines, oblique, write_nifti
 from tests.make_bundle import threshold_bundle, write_bundle
-
-RADIUS = 9.0
 
 
 @pytest.fixture(scope="module")
@@ -37,14 +35,6 @@ def bundle(tmp_path_factory):
 @pytest.fixture(scope="module")
 def loaded(bundle):
     return bundles.load(bundle)
-
-
-def ball(shape, affine, centre=None, radius=RADIUS):
-    """An image (X, Y, Z) with a ball of `radius` mm around a world point, half as bright as its middle at the edge."""
-    index = np.stack(np.meshgrid(*[np.arange(n) for n in shape], indexing="ij"), -1)
-    centre = affine[:3, :3] @ ((np.array(shape) - 1) / 2) + affine[:3, 3] if centre is None else centre
-    far = np.linalg.norm(index @ affine[:3, :3].T + affine[:3, 3] - centre, axis=-1)
-    return np.clip((radius + 4 - far) / 8, 0, 1).astype(np.float32), centre
 
 
 def centre_and_ml(labels, affine):
@@ -170,46 +160,6 @@ def test_nothing_found_is_flagged(tmp_path, bundle):
     settings = {"network_def::out_channels": 2, "preprocessing::transforms::4::maxv": 0.4}
     (result,) = segment(path, tmp_path / "out", bundle=bundle, overrides=settings)
     assert (result.verdict, result.code) == ("flagged", "F-EMPTY")
-
-
-@pytest.mark.parametrize(("limits", "verdict"), [((2.5, 4), "ok"), ((4, 9), "flagged"), ((0.1, 2), "flagged")])
-def test_a_volume_outside_the_bundles_limits_is_flagged(tmp_path, limits, verdict):
-    bundle = threshold_bundle(tmp_path / "b", plausible_ml={"bright": limits})
-    array, _ = ball((30, 30, 30), np.eye(4))
-    (result,) = segment(write_nifti(tmp_path / "a.nii", array, np.eye(4)), tmp_path / "out", bundle=bundle)
-    assert result.verdict == verdict
-    if verdict == "flagged":
-        assert result.code == "F-VOLUME"
-        assert f"bright 3 mL, expected {limits[0]} to {limits[1]}" in result.message
-
-
-@pytest.mark.parametrize(("within", "verdict"), [(40, "flagged"), (60, "ok")])
-def test_what_is_found_far_from_the_middle_of_its_class_is_flagged(tmp_path, within, verdict):
-    """Two balls 50 mm apart along the second axis, the one of 3 mL, the other of 1.8 mL."""
-    bundle = threshold_bundle(tmp_path / "b", within_mm={"bright": within})
-    affine = np.diag([1.0, 2.0, 1.0, 1.0])
-    large, _ = ball((30, 45, 30), affine, np.array([15.0, 16, 15]))
-    small, _ = ball((30, 45, 30), affine, np.array([15.0, 66, 15]), radius=7.5)
-    (result,) = segment(write_nifti(tmp_path / "a.nii", large + small, affine), tmp_path / "out", bundle=bundle)
-    assert result.verdict == verdict
-    if verdict == "flagged":
-        assert result.code == "F-SCATTERED"
-        assert "2 mL of bright more than 40 mm from its middle" in result.message
-
-
-@pytest.mark.parametrize("axis", [0, 1, 2])
-def test_far_is_measured_in_mm_along_each_axis_from_the_median(axis):
-    labels = np.zeros((12, 12, 12), np.uint8)
-    labels[:3, :3, :3] = 5
-    along = [1, 1, 1]
-    along[axis] = 9
-    labels[tuple(along)] = 5
-    labels[11, 11, 11] = 6
-    spacing = [1.0, 2.0, 3.0]
-    affine = np.diag([*spacing, 1.0])
-    reach = 8 * spacing[axis]
-    assert far_ml(labels, affine, {5: reach}) == {5: 0}
-    assert far_ml(labels, affine, {5: reach - 0.5, 7: 1.0}) == {5: pytest.approx(0.006), 7: 0}
 
 
 # Verdicts
