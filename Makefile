@@ -18,7 +18,7 @@ test:
 
 bench:
 	$(PYTHON) -m benchmarks.networks --save
-	$(PYTHON) -m benchmarks.inference --save
+	$(PYTHON) -m benchmarks.inference --case memory-117 --case air --case length --save  # brain: of an image of yours
 
 demo:
 	monai-attention demo

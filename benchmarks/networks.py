@@ -1,6 +1,6 @@
 """The networks against the originals, and against networks that do the same job.
 
-    python -m benchmarks.networks                                    # all; 25 minutes on two cores
+    python -m benchmarks.networks                                    # all
     python -m benchmarks.networks --only swin                        # those with "swin" in their title
     python -m benchmarks.networks --device cuda --bfloat16
 
@@ -251,8 +251,7 @@ def measure(case: Case, settings: Settings) -> dict[str, dict[str, Measured]]:
     """
     results = {}
     for mode in (FORWARD, TRAINING):
-        rounds = replace(settings, rounds=min(settings.rounds, case.rounds))
-        results[mode] = compare(case.contestants, case.shape, mode, rounds)
+        results[mode] = compare(case.contestants, case.shape, mode, settings)
         first, *others = results[mode].items()
         for name, measured in others:
             far = difference(first[1], measured)
@@ -316,12 +315,13 @@ def main() -> None:
                 if FORWARD in contestant.modes:
                     print(case.title, profile(contestant, case.shape, settings), sep="\n", flush=True)
         else:
-            results = measure(case, settings)
-            text = f"{table(case, results)}\n{where}, {settings.rounds} rounds.\n"
+            limited = replace(settings, rounds=min(settings.rounds, case.rounds))
+            results = measure(case, limited)
+            text = f"{table(case, results)}\n{where}, timed calls: {limited.rounds}.\n"
             print("\n" + text, flush=True)
             if arguments.save:
                 numbers = {mode: {name: asdict(m) for name, m in r.items()} for mode, r in results.items()}
-                save(case.title, {"machine": where, "settings": asdict(settings), **numbers}, text)
+                save(case.title, {"machine": where, "settings": asdict(limited), **numbers}, text)
 
 
 def save(title: str, numbers: dict[str, Any], text: str, page: Path = HERE / "README.md") -> None:
