@@ -16,8 +16,18 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "monai_attention"
 
 AT_THE_ROOT = {
-    *(".ci", ".gitignore", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "Makefile", "README.md"),
-    *("benchmarks", "bundles", "constraints.txt", "docs", "monai_attention", "pyproject.toml", "setup.py", "tests"),
+    *(".ci", ".gitignore", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "Makefile", "NOTICE"),
+    *(
+        "README.md",
+        "benchmarks",
+        "bundles",
+        "constraints.txt",
+        "docs",
+        "monai_attention",
+        "pyproject.toml",
+        "setup.py",
+        "tests",
+    ),
     "tutorials",
 }
 
