@@ -92,7 +92,7 @@ print(f"Dice of the held-out head: {result.score:.2f}")
 # my_bundle/configs/train.json --bundle_root my_bundle`.
 #
 # ## Watch it
-# `runs/*/epochs.csv` grows by a row an epoch. With the extra, `pip install 'monai_attention[tracking]'`, there is more:
+# `runs/*/epochs.csv` grows by a row an epoch. With the extra, `pip install '.[tracking]'`, there is more:
 # `tensorboard --logdir my_bundle/runs` draws what is logged wherever TensorBoard is installed, unless `train.json` says
 # `"tensorboard": false`; with `"mlflow": "sqlite:///mlruns.db"`, or a server's address, MONAI's handler logs to MLflow.
 
