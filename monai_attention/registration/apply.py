@@ -13,7 +13,7 @@ from monai_attention.io.fields import read_field, write_field
 from monai_attention.io.read import DEFAULTS, read
 from monai_attention.io.volume import ReadOptions, Volume
 from monai_attention.io.write import check_writable, write_nifti
-from monai_attention.registration.case import as_labels, scan_of
+from monai_attention.registration.case import scan_of, whole_numbers
 from monai_attention.registration.scan import Scan
 from monai_attention.registration.transformation import (
     displacement,
@@ -54,7 +54,7 @@ def warp(
     labels = mode == "nearest"
     scan, grid = scan_of(volume, torch.device("cpu")), _grid(mm.shape[1:], affine)
     array = resample(scan, _Moved(mm, affine), grid, mode=mode, outside=0.0 if labels else None)[0, 0].numpy()
-    write_nifti(output, as_labels(array, volume.source) if labels else array, affine)
+    write_nifti(output, whole_numbers(array, volume.source) if labels else array, affine)
 
 
 def invert(

@@ -169,7 +169,7 @@ def scan_of(volume: Volume, device: torch.device) -> Scan:
     return Scan(torch.from_numpy(volume.array[:1])[None].to(device), torch.from_numpy(volume.affine))
 
 
-def as_labels(values: np.ndarray, source: Path) -> np.ndarray:
+def whole_numbers(values: np.ndarray, source: Path) -> np.ndarray:
     """Whole numbers in the smallest type that holds them.
 
     Raises:
@@ -249,7 +249,7 @@ class _Result:
         still, device = self.scans[0], self.scans[0].values.device
         source = scan_of(labels, device)
         warped = resample(source, self.found.transformation, still, mode="nearest", outside=0.0)
-        self.write("labels", as_labels(warped[0, 0].cpu().numpy(), labels.source))
+        self.write("labels", whole_numbers(warped[0, 0].cpu().numpy(), labels.source))
         if fixed_labels is None:
             return
         target = scan_of(fixed_labels, device)
@@ -339,7 +339,11 @@ def _doubts(found: Registered) -> list[Note]:
             Note("flag", "F-MIRRORED", "the moving scan fits better when it is mirrored: check left and right")
         )
     for stage in found.dropped:
-        wrong = "holds NaN or infinity" if math.isnan(found.figures[stage]) else "did not bring the images together"
+        wrong = (
+            "holds NaN or infinity"
+            if math.isnan(found.figures[stage])
+            else "brought neither images nor structures together"
+        )
         message = f"the {FIELD[stage]} {wrong} and was dropped; the result is the {FIELD[found.kept]}"
         notes.append(Note("flag", "F-NOT-IMPROVED", message))
     if found.figures[found.kept] > found.figures["affine"]:

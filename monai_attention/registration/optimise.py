@@ -8,7 +8,6 @@ is a correction of it.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -39,7 +38,6 @@ class Settings:
         rate: the first step, in voxels of the field's grid.
         coarseness: of the field's grid, against that of the level's images.
         integration_steps: 0 seeks a displacement.
-        seconds: when to stop; None: after all steps.
     """
 
     similarity: nn.Module = field(default_factory=LocalCorrelation)
@@ -50,7 +48,6 @@ class Settings:
     rate: float = 0.15
     coarseness: int = 2
     integration_steps: int = 6
-    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -61,13 +58,11 @@ class Optimised:
         ddf: shape (1, n, *S), the whole of it, what it began from included.
         velocity: of the correction, on its own grid; its displacement if it was not integrated.
         losses: at each step, a list a level.
-        stopped: whether time ran out before all steps.
     """
 
     ddf: Tensor
     velocity: Tensor
     losses: list[list[float]]
-    stopped: bool
 
 
 def optimise(
@@ -94,7 +89,6 @@ def optimise(
     """
     if moving.shape != fixed.shape:
         raise ValueError(f"images must have one shape; got {tuple(moving.shape)} and {tuple(fixed.shape)}")
-    ends = time.monotonic() + settings.seconds if settings.seconds is not None else float("inf")
     total = sum(settings.steps)
     size = fixed.shape[2:]
     velocity = fixed.new_zeros(1, len(size), *[1] * len(size))
@@ -106,8 +100,6 @@ def optimise(
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps, settings.rate / 10)
         losses.append([])
         for _ in range(steps):
-            if time.monotonic() > ends:
-                break
             optimiser.zero_grad()
             loss = level.loss(velocity)
             loss.backward()
@@ -120,7 +112,7 @@ def optimise(
         if settings.integration_steps:
             velocity = unfolded(velocity, size, settings.integration_steps)
         ddf = whole_ddf(velocity, size, settings.integration_steps, initial)
-    return Optimised(ddf, velocity, losses, stopped=sum(map(len, losses)) < total)
+    return Optimised(ddf, velocity, losses)
 
 
 def whole_ddf(velocity: Tensor, size: Sequence[int], integration_steps: int, initial: Tensor | None = None) -> Tensor:

@@ -32,6 +32,9 @@ COARSEST_AFTER_NETWORK_MM = 4.0
 LEAST_GAIN = 0.01
 """In Dice of recognised structures, for which a deformation is kept that makes the images less alike."""
 
+MOST_LOSS = 0.03
+"""Of the same, however alike the images become. Less may be none: a network makes what it knows overlap too well."""
+
 Network = Callable[[Scan, Scan], Tensor]
 """From the moving and the fixed scan on one grid to a ddf there, (1, 3, *S)."""
 
@@ -44,20 +47,16 @@ class Plan:
         similarity: `lncc`, `mi`, `mind`, or `auto`, by how alike the images are after the affine registration.
         spacing: mm of the grid that the field is sought on.
         steps: of the optimisation on that grid (more on coarser ones); 0: none.
-        weight: of the field's smoothness; None: as suits the similarity.
         network: see `Network`; None: none.
         recognise: see `recognised`; the map between structures takes the place of the affine registration where it is
             found, and their overlap has a say in whether a deformation is kept. None: they are not recognised.
-        seconds: the optimisation ends after so many; None: after all steps.
     """
 
     similarity: str = "auto"
     spacing: float = 2.0
     steps: int = 50
-    weight: float | None = None
     network: Network | None = None
     recognise: Recognise | None = None
-    seconds: float | None = None
 
 
 WEIGHTS = {"lncc": 1.0, "mi": 2.0, "mind": 0.2}
@@ -74,7 +73,7 @@ class Registered:
         figures: `unlike` at each stage (`affine`, `network`, `optimised`): lower is better.
         overlaps: of the recognised structures, Dice at each stage, NaN where too few are; empty: none are recognised.
         kept: the stage that the transformation is of: the last one that was not dropped.
-        dropped: the stages that made the images less alike and brought no structures together, or hold NaN or infinity.
+        dropped: the stages that were worse than the one kept before them, see `register_pair`.
         affine: what the affine registration found.
         losses: of the optimisation, a list a level.
         start: a guess of the inverse of the deformation.
@@ -94,9 +93,9 @@ class Registered:
 def register_pair(fixed: Scan, moving: Scan, plan: Plan, phases: Phases, *, on_step: OnStep = untold) -> Registered:
     """Find the transformation of one pair.
 
-    The network's field is dropped, and so is the optimised one, where it makes the images less alike than the affine
-    registration and does not bring recognised structures together either. Across contrasts, likeness alone was seen to
-    refuse good fields.
+    A field, the network's or the optimised one, is dropped if it holds NaN or infinity, or is worse than what was kept
+    before it: the images less alike and recognised structures no closer together, or these apart again, however
+    alike the images. Across contrasts, likeness alone was seen to refuse good fields.
 
     Args:
         fixed: any grid.
@@ -117,29 +116,27 @@ def register_pair(fixed: Scan, moving: Scan, plan: Plan, phases: Phases, *, on_s
     judge = _Judge(similarity(name), moved, still, seen, affine.matrix, structures)
     stage, ddf, losses, start = "affine", None, [], None
     dropped: list[str] = []
-    judge.improved(stage, ddf)
+    judge.improved(stage, ddf, than=stage)
     if plan.network is not None:
         with phases.phase("network"), torch.no_grad():
             found = plan.network(moved, still)
-        if judge.improved("network", found):
+        if judge.improved("network", found, than=stage):
             stage, ddf = "network", found
         else:
             dropped.append("network")
     if plan.steps:
-        weight = WEIGHTS[name] if plan.weight is None else plan.weight
         coarsest_mm = COARSEST_MM if ddf is None else COARSEST_AFTER_NETWORK_MM
         factors = [factor for factor in (8, 4, 2) if factor * plan.spacing <= coarsest_mm]
         settings = Settings(
             judge.unlike,
-            weight=weight,
+            weight=WEIGHTS[name],
             factors=[*factors, 1],
             steps=[2 * plan.steps] * len(factors) + [plan.steps],
-            seconds=plan.seconds,
         )
         with phases.phase("optimise"):
             optimised = optimise(moved.values, still.values, settings, initial=ddf, mask=seen, on_step=on_step)
         losses = optimised.losses
-        if judge.improved("optimised", optimised.ddf):
+        if judge.improved("optimised", optimised.ddf, than=stage):
             if ddf is None:
                 start = whole_ddf(-optimised.velocity, still.shape, settings.integration_steps)
             stage, ddf = "optimised", optimised.ddf
@@ -150,7 +147,7 @@ def register_pair(fixed: Scan, moving: Scan, plan: Plan, phases: Phases, *, on_s
 
 
 class _Judge:
-    """Says whether a deformation is better than none, and keeps what each stage came to."""
+    """Says whether a deformation is better than the one before, and keeps what each stage came to."""
 
     def __init__(
         self,
@@ -169,7 +166,7 @@ class _Judge:
         self.overlaps: dict[str, float] = {}
 
     @torch.no_grad()
-    def improved(self, stage: str, ddf: Tensor | None) -> bool:
+    def improved(self, stage: str, ddf: Tensor | None, than: str) -> bool:
         """By likeness, or by recognised structures; what has NaN or infinity anywhere never is: sampling hides that."""
         moved, still, seen = self.images
         if ddf is not None and not bool(ddf.isfinite().all()):
@@ -179,9 +176,10 @@ class _Judge:
         self.figures[stage] = float(self.unlike(warped, still.values, seen))
         if self.structures is not None:
             self.overlaps[stage] = overlap(*self.structures, Transformation(self.matrix, ddf, still.affine))
-        if self.figures[stage] <= self.figures["affine"]:
-            return True
-        return self.structures is not None and self.overlaps[stage] >= self.overlaps["affine"] + LEAST_GAIN
+            gain = self.overlaps[stage] - self.overlaps[than]
+            if gain >= LEAST_GAIN or gain <= -MOST_LOSS:
+                return gain > 0
+        return self.figures[stage] <= self.figures[than]
 
 
 def _on_one_grid(fixed: Scan, moving: Scan, matrix: Tensor, spacing: float) -> tuple[Scan, Scan, Tensor]:

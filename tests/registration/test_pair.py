@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from monai_attention.cohort.phases import Phases
 from monai_attention.registration import SIMILARITIES as NAMES
 from monai_attention.registration import pair
+from monai_attention.registration.affine import Affine
 from monai_attention.registration.optimise import Optimised
 from monai_attention.registration.pair import Plan, cropped, evenly_spaced, register_pair
 from monai_attention.registration.scan import Scan, normalised, transform
@@ -61,6 +62,21 @@ def blobs(places):
     return Scan(torch.stack([near(grid.points(), place) for place in places], dim=1), grid.affine)
 
 
+def pulling(fixed, part=1.0):
+    """A part of the ddf that three structures ask for, on a grid of 6 mm."""
+    steps = zip(PLACES, ASTRAY / 6.0, strict=True)
+    return part * sum(step.view(1, 3, 1, 1, 1) * near(fixed.points(), place) for place, step in steps)
+
+
+def answering(answer):
+    """An optimisation that ends with what `answer` makes of the field it began from."""
+
+    def optimise(moving, fixed, *_, initial, **__):
+        return Optimised(answer(initial), torch.zeros(1, 3, 4, 4, 4), [[0.0]])
+
+    return optimise
+
+
 def test_a_pose_stands_in_for_the_affine_registration_where_it_is_found():
     scan = head(6.0)
     turned = rigid((0, 150, 0), (0, 0, 0))
@@ -88,13 +104,8 @@ def test_a_pose_stands_in_for_the_affine_registration_where_it_is_found():
 def test_row_57_recognised_structures_have_a_say_in_what_is_dropped(number, part, kept):
     """The images are the same, so any field makes them less alike; three structures ask for one."""
     scan = head(6.0)
-
-    def network(moving, fixed):
-        points = fixed.points()
-        steps = zip(PLACES, ASTRAY / 6.0, strict=True)  # voxels of 6 mm
-        return part * sum(step.view(1, 3, 1, 1, 1) * near(points, place) for place, step in steps)
-
     once = iter((PLACES, PLACES + ASTRAY))
+    network = lambda moving, fixed: pulling(fixed, part)  # noqa: E731
     plan = Plan("lncc", 6.0, 0, network=network, recognise=lambda _: blobs(next(once)[:number]))
     found = register_pair(scan, scan, plan, Phases(CPU))
     assert found.figures["network"] > found.figures["affine"]
@@ -121,15 +132,38 @@ def test_row_57_a_field_that_is_no_number_somewhere_is_dropped_and_not_begun_fro
 
 def test_row_57_an_optimisation_that_makes_it_worse_leaves_the_field_of_the_network(monkeypatch):
     scan = head(6.0)
-
-    def spoils(moving, fixed, *_, **__):
-        return Optimised(10 * torch.randn(1, 3, *fixed.shape[2:]), torch.zeros_like(fixed), [[0.0]], False)
-
-    monkeypatch.setattr(pair, "optimise", spoils)
+    monkeypatch.setattr(pair, "optimise", answering(lambda initial: 10 * torch.randn(initial.shape)))
     plan = Plan("lncc", 6.0, 1, network=lambda moving, fixed: far_away(moving, fixed) * 0)
     found = register_pair(scan, scan, plan, Phases(CPU))
     assert (found.kept, found.dropped) == ("network", ["optimised"])
     assert not found.transformation.ddf.any()
+
+
+def test_row_57_an_optimisation_that_undoes_half_of_it_leaves_the_field_of_the_network(monkeypatch):
+    """What it ends with is still better than the affine registration."""
+    scan = head(6.0)
+    unmoved = Affine(torch.eye(4, dtype=torch.float64), 1.0, 1.0, False)
+    monkeypatch.setattr(pair, "register_affine", lambda *_, **__: unmoved)
+    monkeypatch.setattr(pair, "optimise", answering(lambda initial: initial / 2))
+    two_voxels = torch.tensor([2.0, 0, 0]).view(1, 3, 1, 1, 1)
+    plan = Plan("lncc", 6.0, 1, network=lambda moving, fixed: two_voxels.expand(1, 3, *fixed.shape))
+    found = register_pair(scan, Scan(scan.values.roll(2, dims=2), scan.affine), plan, Phases(CPU))
+    assert found.figures["network"] < found.figures["optimised"] < found.figures["affine"]
+    assert (found.kept, found.dropped) == ("network", ["optimised"])
+
+
+@pytest.mark.parametrize(("part", "kept"), [(0.0, "network"), (0.9, "optimised")])
+def test_row_57_an_optimisation_that_parts_structures_again_leaves_the_field_of_the_network(monkeypatch, part, kept):
+    """The less is left of the field, the more alike are the images, which are the same."""
+    scan = head(6.0)
+    monkeypatch.setattr(pair, "optimise", answering(lambda initial: initial * part))
+    once = iter((PLACES, PLACES + ASTRAY))
+    network = lambda moving, fixed: pulling(fixed)  # noqa: E731
+    found = register_pair(
+        scan, scan, Plan("lncc", 6.0, 1, network=network, recognise=lambda _: blobs(next(once))), Phases(CPU)
+    )
+    assert found.figures["optimised"] < found.figures["network"]
+    assert found.kept == kept
 
 
 def test_row_57_a_field_that_was_dropped_is_told_though_optimisation_succeeded(monkeypatch):
@@ -137,7 +171,7 @@ def test_row_57_a_field_that_was_dropped_is_told_though_optimisation_succeeded(m
 
     def stays(moving, fixed, *_, initial, **__):
         assert initial is None
-        return Optimised(torch.zeros(1, 3, *fixed.shape[2:]), torch.zeros(1, 3, 4, 4, 4), [[0.0]], False)
+        return Optimised(torch.zeros(1, 3, *fixed.shape[2:]), torch.zeros(1, 3, 4, 4, 4), [[0.0]])
 
     monkeypatch.setattr(pair, "optimise", stays)
     found = register_pair(scan, scan, Plan("lncc", 6.0, 1, network=far_away), Phases(CPU))
