@@ -23,11 +23,11 @@ The rules:
 from __future__ import annotations
 
 import math
-import os
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,8 @@ from monai_attention.errors import Refusal
 from monai_attention.finetune.precision import bfloat16_is_fast
 from monai_attention.finetune.processes import count, crops_each
 
+MEMINFO = Path("/proc/meminfo")
+"""Where Linux tells of its memory."""
 METHODS = ("full", "lora", "head", "scratch")
 RATES = {"full": 1e-3, "lora": 3e-3, "head": 1e-2, "scratch": 3e-3}
 EPOCHS = {"full": 40, "lora": 40, "head": 20, "scratch": 200}
@@ -206,10 +208,11 @@ def _measured(network: nn.Module, channels: int, roi_size: Sequence[int], device
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that a device has to spare; of a computer that does not tell, 4 GB."""
+    """Memory that a device has to spare, caches of files and of torch included; if nobody knows, 4 GB."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    names = getattr(os, "sysconf_names", {})
-    if "SC_AVPHYS_PAGES" not in names:
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    if not MEMINFO.exists():
         return 4 * 10**9
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    lines = dict(line.split(":") for line in MEMINFO.read_text(encoding="ascii").splitlines())
+    return int(lines["MemAvailable"].split()[0]) * 1024

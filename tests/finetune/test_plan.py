@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from monai_attention.finetune.plan import measured
+from monai_attention.finetune import plan
+from monai_attention.finetune.plan import free_bytes, measured
 from tests.refusals import refusal
 
 CPU = torch.device("cpu")
@@ -50,3 +51,12 @@ def test_a_step_leaves_no_gradients_behind():
     assert costs.saved_bytes >= 4 * 16**3 * 2  # four channels of bfloat16 for the second layer
     assert costs.seconds > 0
     assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_memory_that_holds_files_for_later_is_free(tmp_path, monkeypatch):
+    told = tmp_path / "meminfo"
+    told.write_text("MemTotal:  16 kB\nMemFree:  2 kB\nMemAvailable:   12 kB\nHugePages_Total:  0\n")
+    monkeypatch.setattr(plan, "MEMINFO", told)
+    assert free_bytes(CPU) == 12 * 1024
+    monkeypatch.setattr(plan, "MEMINFO", tmp_path / "none")
+    assert free_bytes(CPU) == 4 * 10**9
