@@ -37,8 +37,8 @@ def train_config(
     Args:
         inference: `inference.json` of the new bundle.
         plan: its values stand at the top.
-        trained: the parameters that every method trains, the head's and input layers made anew, from scratch all input
-            layers; and at how many times `learning_rate`.
+        trained: the parameters that every method trains, the head's and input layers made anew, and at how many times
+            `learning_rate`; from scratch those that Muon leaves to AdamW, all input layers and the head's, at one rate.
         fold: held out; None trains on all cases.
         keep: `best` keeps the weights that the held-out cases liked best, `last` those of the last epoch.
         data: folder of the prepared cases, from the bundle's.
@@ -99,7 +99,7 @@ def train_config(
         **{name: _plain(getattr(plan, name)) for name in own},
         "ema_momentum": "$max(0.01, min(0.9, 10 / (@max_epochs * @epoch_length)))",  # the last tenth, 100 steps at most
         "trained": dict(trained),
-        "cases": "$json.load(open(@data_dir + '/cases.json'))",
+        "cases": "$json.load(open(@data_dir + '/cases.json', encoding='utf-8'))",
         **{key: value for key, value in inference.items() if key in _needed(inference)},
         "network_def": {**inference["network_def"], **plan.network},
         "network": "$thin_in_float32(@network_def).to(@device)",  # a network of any library
@@ -168,6 +168,7 @@ def train_config(
                     "shuffle": False,
                 },
                 "num_workers": "@num_workers",
+                "generator": "$torch.Generator()",  # takes none of the network's random numbers for its workers' seeds
             },
             "inferer": "$lambda images, network: @autocast(network)(images)",
             "handlers": [
@@ -246,7 +247,7 @@ def train_config(
             "_disabled_": "$not @checkpoints",
             "load_path": "$@checkpoints[-1] if @checkpoints else ''",
             "load_dict": "@state",
-            "map_location": "@device",
+            "map_location": "cpu",
         },
         "continue": {
             "_target_": "monai_attention.synthesis.dataset.ContinueFrom",
