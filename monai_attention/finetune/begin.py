@@ -38,7 +38,10 @@ def trainings_of(fold: int | None, folds: int | None) -> list[int | None]:
 
     Raises:
         Refusal: E-FOLD.
+        ValueError: less than two folds.
     """
+    if folds is not None and folds < 2:
+        raise ValueError(f"expected at least two folds, got {folds}")
     if fold is None:
         return [0] if folds is None else [*range(folds), None]
     count = folds or FOLDS

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from monai_attention.finetune.dataset import find_labelled
 from monai_attention.finetune.evaluate import Way
 from monai_attention.finetune.judge import SOURCE, judge
 from monai_attention.finetune.new_bundle import Wishes, for_fold, preparation
+from monai_attention.finetune.plan import METHODS
 from monai_attention.finetune.preflight import Preflight, preflight
 from monai_attention.finetune.processes import everywhere, led
 from monai_attention.finetune.training import outcome_of, output_of, train
@@ -117,6 +119,8 @@ def finetune(
     if there and not resume and (not begun or "plan" in begun):  # half a beginning holds nothing that could be lost
         remedy = "add --resume to go on with it, or name another folder"
         raise Refusal("E-OUTPUT-EXISTS", "the folder of the new bundle is not empty", path=folder, remedy=remedy)
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {METHODS}; got {method!r}")
     if compare not in (None, "scratch"):
         raise ValueError(f"expected compare to be 'scratch' or None, got {compare!r}")
     if source is None and (method != "full" or compare):
@@ -136,7 +140,10 @@ def finetune(
         begin(found, folder, place, wishes, fold=fold, folds=folds, compare=compare, options=options, progress=progress)
     elif preparation(folder) != begun["preparation"]:
         found = _look(data, options, pictures=False, progress=progress)
-        prepare_again(found, folder, begun, options, progress)
+        with _alone(folder / "data", "is preparing the cases anew", "wait for it"):
+            begun = json.loads(story.read_text(encoding="utf-8"))
+            if preparation(folder) != begun["preparation"]:
+                prepare_again(found, folder, begun, options, progress)
     told = json.loads(story.read_text(encoding="utf-8"))
     if plan_only:
         return Finetuned(folder, told)
@@ -170,15 +177,19 @@ def _train(folder: Path, story: Mapping[str, Any], only: int | None, device: str
     for fold in [only] if only is not None else story["trainings"]:
         for bundle in made if fold is not None else made[:1]:
             target = _target(bundle, fold, story)
-            if outcome_of(bundle, fold) is None:
-                for_fold(bundle, target)
-            with ledger.claim(output_of(bundle, fold)) as mine:
-                if not mine:
-                    remedy = "wait for it, or name another --fold"
-                    raise Refusal(
-                        "E-BUSY", "another process is at this training", path=output_of(bundle, fold), remedy=remedy
-                    )
+            with _alone(output_of(bundle, fold), "is at this training", "wait for it, or name another --fold"):
+                if outcome_of(bundle, fold) is None:
+                    for_fold(bundle, target)
                 everywhere(train, bundle, fold, target, device=device, progress=progress)
+
+
+@contextmanager
+def _alone(place: Path, does: str, remedy: str) -> Iterator[None]:
+    """Refuse while another process is at a folder."""
+    with ledger.claim(place) as mine:
+        if not mine:
+            raise Refusal("E-BUSY", f"another process {does}", path=place, remedy=remedy)
+        yield
 
 
 def _expect_as_long(made: Sequence[Path]) -> None:

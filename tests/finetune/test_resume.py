@@ -148,6 +148,18 @@ def test_a_training_that_another_process_is_at_is_left_to_it(data, source, tmp_p
         assert refusal(finetune, data, folder, resume=True, device="cpu").code == "E-BUSY"
 
 
+def test_cases_that_another_process_prepares_anew_are_left_to_it(data, source, tmp_path):
+    folder = tmp_path / "new"
+    finetune(data, folder, source=source, epochs=1, device="cpu", plan_only=True)
+    inference = folder / "configs/inference.json"
+    edited = json.loads(inference.read_text())
+    (spacing,) = (one for one in edited["preprocessing"]["transforms"] if one["_target_"] == "Spacingd")
+    spacing["pixdim"] = [4.0, 4.0, 4.0]
+    inference.write_text(json.dumps(edited))
+    with ledger.claim(folder / "data"):
+        assert refusal(finetune, data, folder, resume=True, device="cpu").code == "E-BUSY"
+
+
 def test_edited_to_keep_the_last_weights_it_says_so(data, source, tmp_path, capsys):
     how = [str(data), "-o", str(tmp_path / "new"), "--from", str(source), "--time", "1s", "--device", "cpu", "-q"]
     assert main(["finetune", *how, "--plan-only"]) == 0
