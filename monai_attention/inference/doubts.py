@@ -26,7 +26,7 @@ def doubts(labels: np.ndarray, affine: np.ndarray, volumes_ml: Mapping[str, floa
         return [Note("flag", "F-EMPTY", "nothing was found: every voxel is background")]
     notes = []
     odd = [
-        f"{name} {volumes_ml[name]:.0f} mL, expected {low:g} to {high:g}"
+        f"{name} {_amount(volumes_ml[name])} mL, expected {low:g} to {high:g}"
         for name, (low, high) in bundle.plausible_ml.items()
         if not low <= volumes_ml[name] <= high
     ]
@@ -35,7 +35,7 @@ def doubts(labels: np.ndarray, affine: np.ndarray, volumes_ml: Mapping[str, floa
         notes.append(Note("flag", "F-VOLUME", message))
     reach = {label: bundle.within_mm[name] for label, name in bundle.classes.items() if name in bundle.within_mm}
     scattered = [
-        f"{ml:.0f} mL of {bundle.classes[label]} more than {reach[label]:g} mm from its middle"
+        f"{_amount(ml)} mL of {bundle.classes[label]} more than {reach[label]:g} mm from its middle"
         for label, ml in far_ml(labels, affine, reach).items()
         if ml > FAR_ML
     ]
@@ -68,3 +68,8 @@ def far_ml(labels: np.ndarray, affine: np.ndarray, within_mm: Mapping[int, float
             far = np.abs(np.arange(len(along)) - middle) * spacing > reach
             most[label] = max(most[label], float(along[far].sum()) * ml_per_voxel)
     return most
+
+
+def _amount(ml: float) -> str:
+    """Three digits, or whole mL: what is just outside its limits is not to read as if it were inside."""
+    return f"{ml:.3g}" if ml < 100 else f"{ml:.0f}"

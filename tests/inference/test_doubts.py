@@ -18,7 +18,7 @@ def test_a_volume_outside_the_bundles_limits_is_flagged(tmp_path, limits, verdic
     assert result.verdict == verdict
     if verdict == "flagged":
         assert result.code == "F-VOLUME"
-        assert f"bright 3 mL, expected {limits[0]} to {limits[1]}" in result.message
+        assert f"bright 3.02 mL, expected {limits[0]} to {limits[1]}" in result.message
 
 
 @pytest.mark.parametrize(("within", "verdict"), [(40, "flagged"), (60, "ok")])
@@ -32,7 +32,7 @@ def test_what_is_found_far_from_the_middle_of_its_class_is_flagged(tmp_path, wit
     assert result.verdict == verdict
     if verdict == "flagged":
         assert result.code == "F-SCATTERED"
-        assert "2 mL of bright more than 40 mm from its middle" in result.message
+        assert "1.6 mL of bright more than 40 mm from its middle" in result.message
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
