@@ -141,7 +141,7 @@ class LabelMapDataset(Dataset):
                 "tumours need to know what is brain, `strip`, and what is white matter, `tissues`; got none"
             )
         reach = [OEDEMA_REACH.get(int(tissue), 0.0) for tissue in self.tissue[self.intensity_class]]
-        for outside in self.generator.strip_labels:
+        for outside in (0, *self.generator.strip_labels):  # beyond the map's edge it is 0 as well
             reach[outside] = -1.0
         core, oedema, enhancing = np.searchsorted(values, PARTS).tolist()
         return Soil(

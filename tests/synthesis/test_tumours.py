@@ -126,6 +126,11 @@ def test_some_heads_have_no_tumour_if_so_wanted(brain):
     assert 0 < sum(have) < len(have)
 
 
+@pytest.mark.parametrize("strip", [[0, 500], [500]])
+def test_nothing_grows_outside_of_the_map_whether_or_not_it_is_said_to_be_outside_of_the_brain(brain, strip):
+    assert four_sequences(brain, strip=strip).soil.reach[0] < 0
+
+
 def test_without_seats_nothing_grows(brain):
     dataset = four_sequences(brain, seats=(), classes={"white": [2]}, tissues=[[3], [2], [4]])
     assert set(dataset[0]["label"].unique().tolist()) == {0, 1}
