@@ -24,7 +24,6 @@ import csv
 import fcntl
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -42,6 +41,7 @@ from benchmarks.networks import save
 from benchmarks.side_by_side import Settings as Machine
 from benchmarks.side_by_side import machine
 from monai_attention import DEFAULT_BUNDLE, bundles
+from monai_attention.cohort.phases import peak_bytes
 from monai_attention.finetune.begin import STORY
 from monai_attention.finetune.evaluate import evaluate
 from monai_attention.finetune.evaluation import Evaluation
@@ -124,7 +124,7 @@ def trained(one: Contender, data: Path, bundle: Path, source: str | Path) -> dic
     """Train a contender, or go on with it, and tell what it took."""
     begun = (bundle / STORY).is_file()
     finetune(data, bundle, source=source, method=one.method, epochs=one.epochs, device="cpu", resume=begun)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    peak = peak_bytes(torch.device("cpu")) / 1e9
     outcome = outcome_of(bundle, 0) or {}
     return {
         "parameters": trainable(bundle),

@@ -326,13 +326,15 @@ def main() -> None:
 
 def save(title: str, numbers: dict[str, Any], text: str, page: Path = HERE / "README.md") -> None:
     """Put the numbers of a case into numbers.json, and its table into a page between the marks with its title."""
+    first, last = f"<!-- {title} -->\n", f"<!-- end of {title} -->\n"
+    before, found, rest = page.read_text().partition(first)
+    _, ended, after = rest.partition(last)
+    if not (found and ended):
+        raise ValueError(f"expected the lines {first.strip()} and {last.strip()} in {page}, for the table between them")
+    page.write_text(before + first + text + last + after)
     path = HERE / "numbers.json"
     known = json.loads(path.read_text()) if path.exists() else {}
     path.write_text(json.dumps({**known, title: numbers}, indent=1) + "\n")
-    first, last = f"<!-- {title} -->\n", f"<!-- end of {title} -->\n"
-    before, rest = page.read_text().split(first)
-    _, after = rest.split(last)
-    page.write_text(before + first + text + last + after)
 
 
 if __name__ == "__main__":

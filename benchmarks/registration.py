@@ -19,7 +19,6 @@ import functools
 import json
 import math
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -36,6 +35,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # for `python benchmarks/
 from benchmarks.networks import save
 from benchmarks.side_by_side import Settings as Machine
 from benchmarks.side_by_side import machine
+from monai_attention import bundles
 
 STRUCTURES = (2, 3, 4, 5, 7, 8, 10, 11, 12, 13, 17, 18, 26, 28, 41, 42, 43, 44, 46, 47, 49, 50, 51, 52, 53, 54, 58, 60)
 STRUCTURES += (14, 15, 16, 24)
@@ -94,7 +94,7 @@ def ours(folder: Path, steps: int, bundle: str | None) -> None:
     import nibabel
 
     from monai_attention.bundles import load_registration
-    from monai_attention.cohort.phases import Phases
+    from monai_attention.cohort.phases import Phases, peak_bytes
     from monai_attention.io.fields import write_field
     from monai_attention.io.read import read
     from monai_attention.registration.case import scan_of
@@ -114,7 +114,7 @@ def ours(folder: Path, steps: int, bundle: str | None) -> None:
     warped = resample(labels, found.transformation, fixed, mode="nearest")[0, 0].numpy().astype(np.uint8)
     nibabel.save(nibabel.Nifti1Image(warped, fixed.affine.numpy()), folder / "warped.nii.gz")
     write_field(folder / "field.nii.gz", displacement(found.transformation, fixed), fixed.affine.numpy())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    peak = peak_bytes(device) / 1e9
     stages = {
         name: {stage: None if math.isnan(value) else value for stage, value in stages.items()}
         for name, stages in (("unlike", found.figures), ("recognised", found.overlaps))
@@ -210,6 +210,10 @@ def main() -> None:
     if arguments.one:
         ours(arguments.one, arguments.steps, arguments.bundle)
         return
+    if arguments.bundle:  # methods run in folders of their own
+        arguments.bundle = bundles.find(arguments.bundle)
+    if arguments.peers and os.sep in arguments.peers:
+        arguments.peers = str(Path(arguments.peers).absolute())
     for contrast in arguments.contrast or ("same", "other"):
         results = compare(arguments, contrast)
         text = f"{table(results)}\n{len(arguments.pairs)} pairs. {machine(Machine())}.\n"

@@ -134,6 +134,8 @@ def _serve(
     """What a contestant's process does: count once, then time as often as it is told to."""
     importlib.import_module("torch._dynamo")  # torch does so when it first needs it: not what we measure
     torch.set_num_threads(settings.threads)
+    if settings.device.startswith("cuda"):
+        torch.cuda.set_device(settings.device)
     torch.manual_seed(0)
     module = make().to(settings.device).train(mode == TRAINING)
     image = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(settings.device)
@@ -262,7 +264,7 @@ def largest_difference(a: Measured, b: Measured) -> float:
 def machine(settings: Settings) -> str:
     """The machine in words."""
     if settings.device.startswith("cuda"):
-        return torch.cuda.get_device_name()
+        return torch.cuda.get_device_name(settings.device)
     info = Path("/proc/cpuinfo")
     models = [x.split(":")[1].strip() for x in info.read_text().splitlines() if x.startswith("model name")]
     return f"{models[0] if models else 'CPU'}, {settings.threads} threads of {os.cpu_count()} cores"

@@ -5,7 +5,8 @@
 
 FOLDER holds whole-head label maps with FreeSurfer's values (see bundles/brain_mri_tissue_flexunetr/docs/README.md for
 where to get them). Everything is as in the bundle's `configs/train.json`. Drawing is measured as it is done, in one
-process with one thread (on a GPU: there), learning with all threads on images drawn before. Where drawing is the
+process with one thread (on a GPU: there), learning with all threads on images drawn before; of a step what handlers do
+after it, the moving average of the weights above all, is left out. Where drawing is the
 faster, it does not keep the network waiting; on a CPU both share its cores. Several sequences of a head count as one
 image, and so does a pair to be registered.
 """
@@ -53,6 +54,8 @@ def configured(bundle: str, labels: Path, device: str, changes: dict[str, Any]) 
 
 def measure(bundle: str, labels: Path, device: str, threads: int, rounds: int, **changes: Any) -> dict[str, Any]:
     """Images drawn and learned from per second, medians of `rounds` batches."""
+    if device != "cpu":
+        torch.cuda.set_device(device)
     parser = configured(bundle, labels, device, changes)
     drawn, size = parser.get_parsed_content("train#dataset"), parser.get_parsed_content("batch_size")
     numbers = iter(range(len(drawn)))
