@@ -202,9 +202,9 @@ class KeepLast:
 
 def _keep(path: Path, network: nn.Module, told: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path.with_suffix(".json"), told)  # first: an epoch of which only this is there is done again
     with replacing(path) as temporary:
         torch.save(network.state_dict(), temporary)
-    write_json(path.with_suffix(".json"), told)
 
 
 class EpochTable:

@@ -54,7 +54,7 @@ def write_prepared(
         preprocessing: spatial and of intensities, without randomness.
         classes: values of the label maps, in the order of class numbers 1, 2, ...
         channels: of each image.
-        folds: by id, see `folds.folds_of`; None is kept out of training and validation.
+        folds: by id, see `folds.folds_of`; cases that are not in it are left out.
         recipe: plain JSON that changes whenever preprocessing does.
         options: the user's choices about what cannot be read unambiguously.
         progress: show a bar on standard error.

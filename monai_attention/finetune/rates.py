@@ -1,4 +1,4 @@
-"""What learns in fine-tuning, and how fast: frozen encoders, and rates that fall from the output to the input.
+"""What learns in fine-tuning, and how fast: all or a few layers, and rates that fall from the output to the input.
 
 Clark et al., "ELECTRA", ICLR 2020, arXiv:2003.10555; Bao et al., "BEiT", ICLR 2022, arXiv:2106.08254: the closer a
 layer is to the input, the more general is what it knows, and the less it is to change.
@@ -14,9 +14,6 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import nn
-
-ENCODER = ("stem", "embedding", "tokens", "encoder")
-"""First parts of the names of what turns an image into features; the rest is skips, decoder, and head."""
 
 _LAYER = re.compile(r"(?:\w+\.blocks|encoder|decoder)\.\d+(?=\.)|\w+")
 
@@ -88,24 +85,6 @@ def train_only(network: nn.Module, names: Collection[str]) -> None:
         raise ValueError(f"{type(network).__name__} has no parameters {unknown}; names are those of its state dict")
     for name, parameter in parameters.items():
         parameter.requires_grad_(name in names)
-
-
-def freeze_encoder(network: nn.Module) -> list[str]:
-    """Freeze what turns the image into features, see `ENCODER`; to train the head only, see `train_only`.
-
-    Returns:
-        Names of the parameters.
-
-    Raises:
-        ValueError: no part of the network has such a name.
-    """
-    frozen = [name for name, _ in network.named_parameters() if name.partition(".")[0] in ENCODER]
-    if not frozen:
-        parts = ", ".join(name for name, _ in network.named_children())
-        raise ValueError(f"expected a part named {', '.join(ENCODER)} in {type(network).__name__}; it has {parts}")
-    for name in frozen:
-        network.get_parameter(name).requires_grad_(False)
-    return frozen
 
 
 def _is_weight(name: str, parameter: nn.Parameter) -> bool:

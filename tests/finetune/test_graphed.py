@@ -55,7 +55,7 @@ def test_recorded_steps_are_the_trainer_s_own(device):
         torch.testing.assert_close(parameter, plain.get_parameter(name), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("device", DEVICES[1:])  # on a CPU nothing is replayed
 def test_gradients_that_others_reset_between_two_steps_come_back(device):
     class Forgetful(RecordedUpdate):
         def __call__(self, engine, batchdata):

@@ -5,7 +5,7 @@ import torch
 
 from monai_attention.finetune.ends import find_ends
 from monai_attention.finetune.lora import add_lora
-from monai_attention.finetune.rates import freeze_encoder, layers, parameter_groups, train_only
+from monai_attention.finetune.rates import layers, parameter_groups, train_only
 from tests.finetune.make_networks import NETWORKS, made
 
 LAYERS = {
@@ -46,20 +46,6 @@ def test_norms_biases_gates_and_tables_do_not_decay(name):
         assert (id(parameter) in decays) != a_norm_s, key
 
 
-def test_a_frozen_encoder_leaves_skips_decoder_and_heads(name):
-    network = made(name)
-    frozen = freeze_encoder(network)
-    assert frozen == [key for key, parameter in network.named_parameters() if not parameter.requires_grad]
-    assert {key.partition(".")[0] for key in frozen} == {
-        "FlexUNETR": {"encoder"},
-        "FlexSwinUNETR": {"embedding", "encoder"},
-        "NNFormer": {"embedding", "encoder"},
-        "MBANet": {"stem", "encoder"},
-    }[name]
-    in_groups = {id(p) for group in parameter_groups(network, 0.1) for p in group["params"]}
-    assert in_groups == {id(p) for p in network.parameters() if p.requires_grad}
-
-
 def test_the_head_alone_or_adapters_and_the_head(name):
     network, heads = made(name), find_ends(NETWORKS[name], 1, 3).heads
     train_only(network, heads)
@@ -78,8 +64,6 @@ def test_what_makes_no_sense_is_refused():
         parameter_groups(made("MBANet"), 0.1, decay=0.0)
     with pytest.raises(ValueError, match="nothing is left to learn"):
         parameter_groups(made("MBANet").requires_grad_(False), 0.1)
-    with pytest.raises(ValueError, match="it has weird"):
-        freeze_encoder(torch.nn.ModuleDict({"weird": torch.nn.Linear(1, 1)}))
 
 
 def test_some_learn_at_rates_of_their_own(name):
