@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +13,7 @@ from monai.inferers import SlidingWindowInferer
 from monai.utils.misc import ensure_tuple_rep
 from torch import nn
 
-from monai_attention import __version__, bundles
+from monai_attention import bundles
 from monai_attention.bundle_build import Builder
 from monai_attention.bundle_config import Config, reachable, read_config
 from monai_attention.bundles import LoadedBundle
@@ -24,13 +22,14 @@ from monai_attention.errors import Refusal
 from monai_attention.finetune.adapt import Named, adapt
 from monai_attention.finetune.ends import Ends, find_ends, make_from, takes
 from monai_attention.finetune.lora import adaptable
+from monai_attention.finetune.new_metadata import metadata_of
 from monai_attention.finetune.plan import RATES, SHARE, Costs, Plan, as_long, measured, planned
 from monai_attention.finetune.preflight import Preflight
 from monai_attention.finetune.prepared import write_prepared
 from monai_attention.finetune.preprocessing import planned_preprocessing
 from monai_attention.finetune.recipe import inference_config, train_config
 from monai_attention.io.read import DEFAULTS
-from monai_attention.io.volume import ReadOptions, Requirements
+from monai_attention.io.volume import ReadOptions
 from monai_attention.io.write import replacing, write_json
 
 INITIAL = "models/initial.pt"
@@ -145,10 +144,9 @@ def make_bundle(
         if wishes.method == "scratch"
         else f"fine-tuned from {made_from}"
     )
-    metadata = _metadata(read_config(origin / "configs/metadata.json"), found, folder.name, begun)
-    metadata["gate"] = _gate(None if wishes.method == "scratch" else loaded.requirements, found)
-    metadata["network_data_format"]["inputs"]["image"]["modality"] = "/".join(metadata["gate"]["modalities"]) or "n/a"
-    write_json(folder / "configs/metadata.json", metadata)
+    requirements = None if wishes.method == "scratch" else loaded.requirements
+    old = read_config(origin / "configs/metadata.json")
+    write_json(folder / "configs/metadata.json", metadata_of(old, found, folder.name, begun, requirements))
     for name in ("LICENSE", "configs/logging.conf"):
         if (origin / name).is_file():
             shutil.copyfile(origin / name, folder / name)
@@ -278,71 +276,6 @@ def _oriented(inference: Mapping[str, Any]) -> bool:
     steps = inference.get("preprocessing", {}).get("transforms", [])
     turns = [step for step in steps if str(step.get("_target_", "")).rpartition(".")[2] == "Orientationd"]
     return any(str(turn.get("axcodes", ""))[:1] in ("R", "L") for turn in turns)
-
-
-def _metadata(source: Config, found: Preflight, name: str, begun: str) -> dict[str, Any]:
-    """The source's, with what is the cohort's."""
-    tree = json.loads(json.dumps(source.tree))
-    classes = dict(enumerate(("background", *found.classes.values())))
-    tree |= {
-        "name": name,
-        "version": "0.1.0",
-        "changelog": {"0.1.0": f"{begun} by monai_attention {__version__}"},
-        "task": f"Segmentation of {', '.join(found.classes.values())}",
-        "description": f"{begun.capitalize()} on a cohort of {len(found.usable)} labelled cases.",
-        "authors": "",
-        "copyright": "",
-        "data_source": f"{len(found.usable)} cases of the user's",
-        "image_classes": f"{', '.join(found.data.channels)}; intensities as inference.json prepares them",
-        "pred_classes": f"{len(classes)} channels of logits, background first",
-        "label_values": {name: value for value, name in found.classes.items()},
-        "plausible_ml": _plausible(found.volumes_ml(), len(found.usable)),
-        "within_mm": {},
-        "weights": {},
-    }
-    tree.pop("eval_metrics", None)
-    image = tree["network_data_format"]["inputs"]["image"]
-    image |= {"num_channels": len(found.data.channels), "channel_def": dict(enumerate(found.data.channels))}
-    tree["network_data_format"]["outputs"]["pred"] |= {"num_channels": len(classes), "channel_def": classes}
-    return tree
-
-
-def _gate(source: Requirements | None, found: Preflight) -> dict[str, Any]:
-    """What the source accepts, widened to what it is now trained on; from scratch, twice as much either way as that.
-
-    Modalities are those seen, where files tell them; where they do not, intensities alone tell what is not alike.
-    """
-    seen = [one.statistics for one in found.usable if one.statistics]
-    spacings = [mm for one in seen for mm in one.spacing_mm]
-    extents = [n * mm for one in seen for n, mm in zip(one.shape, one.spacing_mm, strict=True)]
-    low = min(channel.low for one in seen for channel in one.intensities)
-    high = max(channel.high for one in seen for channel in one.intensities)
-    finest, coarsest, shortest = (
-        (min(spacings) / 2, max(spacings) * 2, min(extents) / 2)
-        if source is None
-        else (
-            min(source.spacing_mm[0], *spacings),
-            max(source.spacing_mm[1], *spacings),
-            min(source.min_extent_mm, *extents),
-        )
-    )
-    return {
-        "modalities": sorted({one.verdict.modality for one in found.usable if one.verdict.modality}),
-        "channels": len(found.data.channels),
-        "spacing_mm": [round(finest, 3), round(coarsest, 3)],
-        "min_extent_mm": math.floor(shortest * 1000) / 1000,
-        "needs_orientation": source is None or source.needs_orientation,
-        "value_range": [low - (high - low), high + 3 * (high - low)],
-    }
-
-
-def _plausible(volumes: Mapping[str, list[float]], cases: int) -> dict[str, list[float]]:
-    """Half the smallest to twice the largest that was seen, of classes that five cases had; from 0 if not all did."""
-    return {
-        name: [round(0.5 * min(ml), 3) if len(ml) == cases else 0.0, round(2 * max(ml), 3)]
-        for name, ml in volumes.items()
-        if len(ml) >= 5
-    }
 
 
 def expect_usable(found: Preflight) -> None:

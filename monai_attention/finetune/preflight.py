@@ -52,6 +52,11 @@ class Preflight:
         found = [one.statistics.ml for one in self.usable if one.statistics]
         return {name: [ml[value] for ml in found if value in ml] for value, name in self.classes.items()}
 
+    def reach_mm(self) -> dict[str, list[float]]:
+        """By class, how far from its middle it lies in each usable case that has it, see `io.reach`."""
+        found = [one.statistics.reach_mm for one in self.usable if one.statistics]
+        return {name: [mm[value] for mm in found if value in mm] for value, name in self.classes.items()}
+
     def to_json(self) -> dict[str, Any]:
         """All of it but pictures and groups, as plain strings, numbers, lists and dictionaries."""
         volumes = self.volumes_ml()

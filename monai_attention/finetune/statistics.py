@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from monai_attention.io.geometry import spacing
+from monai_attention.io.reach import reach_mm
 from monai_attention.io.volume import Volume
 
 SAMPLE = 1_000_000
@@ -46,6 +47,7 @@ class CaseStatistics:
         foreground: of the labelled voxels, one a channel; empty where nothing is labelled.
         voxels: by value of the classes that are there, without background.
         ml: the same in mL.
+        reach_mm: the same, how far from its middle, see `io.reach`.
         box: first labelled voxel and one past the last, along each axis; None where nothing is labelled.
         digest: of the image's voxels: equal for equal images.
         labels_digest: the same of the labels.
@@ -58,6 +60,7 @@ class CaseStatistics:
     foreground: tuple[Intensities, ...]
     voxels: dict[int, int]
     ml: dict[int, float]
+    reach_mm: dict[int, float]
     box: tuple[tuple[int, int], ...] | None
     digest: str
     labels_digest: str
@@ -89,6 +92,7 @@ def measure(image: Volume, labels: np.ndarray, counts: np.ndarray) -> CaseStatis
         foreground=tuple(_intensities(channel[labelled]) for channel in image.array) if present else (),
         voxels={value: int(counts[value]) for value in present},
         ml={value: round(int(counts[value]) * ml_per_voxel, 4) for value in present},
+        reach_mm={value: round(mm, 3) for value, mm in reach_mm(labels, image.affine, present).items()},
         box=bounding_box(labelled) if present else None,
         digest=_digest(image.array),
         labels_digest=_digest(labels[None]),

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from monai_attention.bundles import LoadedBundle
+from monai_attention.io.reach import far_ml
 from monai_attention.io.volume import Note
 
 FAR_ML = 1.0
@@ -42,32 +43,6 @@ def doubts(labels: np.ndarray, affine: np.ndarray, volumes_ml: Mapping[str, floa
     if scattered:
         notes.append(Note("flag", "F-SCATTERED", f"found where it cannot all be: {'; '.join(scattered)}"))
     return notes
-
-
-def far_ml(labels: np.ndarray, affine: np.ndarray, within_mm: Mapping[int, float]) -> dict[int, float]:
-    """How much of each label lies far from its middle, along that axis of the array where it is most.
-
-    Args:
-        labels: uint8, shape (X, Y, Z).
-        affine: shape (4, 4), voxel index -> world mm.
-        within_mm: label -> how far is far. The middle is the median along each axis, which little far away does not
-            move.
-
-    Returns:
-        label -> mL.
-    """
-    if not within_mm:
-        return {}
-    ml_per_voxel = abs(float(np.linalg.det(affine[:3, :3]))) / 1000.0
-    most = dict.fromkeys(within_mm, 0.0)
-    for axis, spacing in enumerate(np.linalg.norm(affine[:3, :3], axis=0)):
-        counts = np.stack([np.bincount(plane.ravel(), minlength=256) for plane in np.moveaxis(labels, axis, 0)])
-        for label, reach in within_mm.items():
-            along = counts[:, label]
-            middle = int(np.searchsorted(along.cumsum(), along.sum() / 2))
-            far = np.abs(np.arange(len(along)) - middle) * spacing > reach
-            most[label] = max(most[label], float(along[far].sum()) * ml_per_voxel)
-    return most
 
 
 def _amount(ml: float) -> str:

@@ -35,6 +35,13 @@ def test_the_result_is_a_bundle_that_segments(tuned, data, tmp_path):
     assert result.verdict != "refused"
 
 
+def test_the_result_says_how_large_classes_were_and_how_far_they_reached(tuned):
+    """Boxes of 11 voxels of 2 mm, of which the middle reaches 10 mm either way, and inside them boxes of 6."""
+    metadata = json.loads((tuned.bundle / "configs/metadata.json").read_text())
+    assert metadata["within_mm"] == {"class_1": 15.0, "class_2": 10.0}
+    assert metadata["plausible_ml"]["class_2"] == pytest.approx([0.5 * 6**3 * 0.008, 2 * 6**3 * 0.008])
+
+
 def test_it_learns(tuned):
     with (tuned.bundle / "runs/fold_0/epochs.csv").open() as file:
         rows = list(csv.DictReader(file))

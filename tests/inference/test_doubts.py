@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from monai_attention.inference.doubts import far_ml
 from monai_attention.inference.segment import segment
 from tests.inference.make_ball import ball
 from tests.io.make_volumes import write_nifti
@@ -33,18 +32,3 @@ def test_what_is_found_far_from_the_middle_of_its_class_is_flagged(tmp_path, wit
     if verdict == "flagged":
         assert result.code == "F-SCATTERED"
         assert "1.6 mL of bright more than 40 mm from its middle" in result.message
-
-
-@pytest.mark.parametrize("axis", [0, 1, 2])
-def test_far_is_measured_in_mm_along_each_axis_from_the_median(axis):
-    labels = np.zeros((12, 12, 12), np.uint8)
-    labels[:3, :3, :3] = 5
-    along = [1, 1, 1]
-    along[axis] = 9
-    labels[tuple(along)] = 5
-    labels[11, 11, 11] = 6
-    spacing = [1.0, 2.0, 3.0]
-    affine = np.diag([*spacing, 1.0])
-    reach = 8 * spacing[axis]
-    assert far_ml(labels, affine, {5: reach}) == {5: 0}
-    assert far_ml(labels, affine, {5: reach - 0.5, 7: 1.0}) == {5: pytest.approx(0.006), 7: 0}
