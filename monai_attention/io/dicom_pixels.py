@@ -98,7 +98,10 @@ def _open(header: Header) -> Image:
     from highdicom import Image
 
     dataset = read_dataset(header.path, [*PIXEL_TAGS, *GEOMETRY_TAGS], pixels=True)
-    return Image.from_dataset(dataset, copy=False)
+    image = Image.from_dataset(dataset, copy=False)
+    if dataset.BitsStored < dataset.BitsAllocated:
+        _ = image.pixel_array  # decoded by pydicom and kept: highdicom 0.28 takes bits that are not stored for values
+    return image
 
 
 def _frame(image: Image, plane: Plane) -> np.ndarray:

@@ -49,6 +49,20 @@ def test_row_12_each_slice_has_its_own_rescale_and_no_window(tmp_path):
     assert_same_in_world(dicom.read(tmp_path), array.astype(np.float32), AFFINE)
 
 
+@pytest.mark.parametrize("signed", [True, False])
+def test_bits_that_are_not_stored_do_not_count(tmp_path, signed):
+    """Twelve of sixteen bits; in the others a signed scan has zeros, an old unsigned one an overlay."""
+    low, high = (-2048, 2047) if signed else (0, 4095)
+    array = np.random.default_rng(0).integers(low, high, SHAPE)
+    for path in write_series(tmp_path, array, AFFINE):
+        dataset = pydicom.dcmread(path)
+        stored = np.frombuffer(dataset.PixelData, np.uint16) & 0x0FFF
+        dataset.PixelData = (stored if signed else stored | 0x1000).tobytes()
+        dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 12, 11, int(signed)
+        dataset.save_as(path)
+    assert_same_in_world(dicom.read(tmp_path), array.astype(np.float32), AFFINE)
+
+
 @pytest.mark.parametrize("syntax", [RLELossless, JPEG2000Lossless])
 def test_row_13_compressed_pixels_are_decoded(tmp_path, large, syntax):
     write_series(tmp_path, large, AFFINE, transfer_syntax=syntax)
