@@ -60,6 +60,7 @@ REFUSED = {
     "NPZDictItemDataset": "unpickles files",
     "WriteFileMapping": "writes files",
     "CSVSaver": "writes files",
+    "SaveClassification": "writes files",
     "ImageWriter": "writes files",
     "DatasetSummary": "writes files",
     "TrtCompiler": "writes files",
@@ -200,6 +201,8 @@ def allowed_class(name: str, *, make: bool) -> type:
     roots = ROOTS if make else RUN_ROOTS
     if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", name, re.ASCII):
         raise ValueError(f"{name!r} is not the name of a class")
+    if "__" in name:
+        raise ValueError(f"{name} is no public class")  # importing __main__ runs the program
     module, _, short = name.rpartition(".")
     if module and not _under(module, roots):
         raise ValueError(f"{name} is outside {', '.join(roots)}")

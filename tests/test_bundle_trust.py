@@ -72,6 +72,11 @@ HOSTILE = {
     "trusted only by MONAI": (STEP, at(STEP, {"_target_": "monai.handlers.StatsHandler"})),
     # classes that run, read or write what they are told
     "lambda": (STEP, at(STEP, {"_target_": "Lambdad", "keys": "image", "func": "@roi_size"})),
+    "deletes files": (
+        STEP,
+        at(STEP, {"_target_": "SaveClassificationd", "keys": "image", "output_dir": ".", "filename": "thesis.docx"}),
+    ),
+    "the program itself": (STEP, at(STEP, {"_target_": "monai_attention.__main__.Evil"})),
     "random lambda": (STEP, at(STEP, {"_target_": "monai.transforms.RandLambda", "func": "@roi_size"})),
     "reader by name": (f"{STEP}::reader", at(STEP, {"_target_": "LoadImaged", "keys": "image", "reader": "os.mkdir"})),
     "reader of a step that is left out": (
@@ -148,6 +153,20 @@ def test_row_44_hostile_configuration_is_refused_and_not_run(
     assert sorted(tmp_path.rglob("*")) == before, "nothing was made"
 
 
+def test_row_44_what_describes_a_bundle_makes_no_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def make(*_: object) -> None:
+        raise AssertionError("an object was made")
+
+    tree = copy.deepcopy(INFERENCE)
+    spacing = next(one for one in tree["preprocessing"]["transforms"] if one["_target_"] == "Spacingd")
+    spacing["pixdim"] = "@spacing"
+    tree["spacing"] = "@deeper"
+    tree["deeper"] = {"_target_": "DenseNet121", "pretrained": True}
+    folder = make_bundle(tmp_path / "hostile", tree)
+    monkeypatch.setattr(bundles.Builder, "make", make)
+    assert bundles.info(folder).spacing_mm is None
+
+
 def test_row_44_hostile_metadata_is_refused_too(tmp_path: Path) -> None:
     error = refusal(bundles.load, make_bundle(tmp_path / "b", metadata=METADATA | {"note": "$import scripts"}))
     assert error.code == "E-BUNDLE-UNTRUSTED"
@@ -213,7 +232,7 @@ def test_no_class_that_may_be_made_imports_by_name_unpickles_downloads_or_touche
         r"\blocate\(|import_module\(|__import__|optional_import\([^)]*name=[^\"']|getattr\(sk|\beval\((?!\))|\bexec\("
         r"|pickle\.|torch\.load|torch\.hub|load_state_dict_from_url|download_url|from_pretrained"
         r"|pretrained: bool = True|subprocess\.|\bopen\(|makedirs|mkdir|np\.save|np\.load\b|torch\.save"
-        r"|self\.(?:func|function)\("
+        r"|self\.(?:func|function)\(|CSVSaver\(|os\.remove|\.unlink\("
     )
     found, looked_at = set(), 0
     for module in [name for name in sys.modules if bundle_trust._under(name, bundle_trust.ROOTS)]:
