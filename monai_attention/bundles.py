@@ -162,7 +162,7 @@ def find(bundle: str | Path) -> Path:
     path = Path(bundle)
     if path.is_file() and path.suffix == ".zip":
         status = path.stat()
-        folder = Path(_unpacked(path.resolve(), status.st_mtime_ns, status.st_size).name)
+        folder = Path(_unpacked(path.resolve(), status.st_mtime_ns, status.st_size).name) / path.resolve().stem
         candidates = [folder, *sorted(folder.iterdir())]
     else:
         candidates = [path]
@@ -180,7 +180,9 @@ def _unpacked(archive: Path, modified: int, size: int) -> tempfile.TemporaryDire
     from monai_attention.io.archives import extract
 
     folder = tempfile.TemporaryDirectory(prefix="bundle-")
-    extract(archive, Path(folder.name))
+    inside = Path(folder.name) / archive.stem  # the name of a bundle that lies in no folder there
+    inside.mkdir()
+    extract(archive, inside)
     return folder
 
 
@@ -238,17 +240,25 @@ def identity(bundle: str | Path) -> list[str | None]:
     one = info(bundle)
     files = (one.folder / _METADATA, one.folder / _INFERENCE)
     configuration = hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()
-    return [one.name, one.version, one.weights_sha256, configuration]
+    weights = one.weights_sha256
+    if weights is None and one.trained:
+        from monai_attention.checkpoints import file_sha256
+
+        weights = file_sha256(one.folder / WEIGHTS)
+    return [one.name, one.version, weights, configuration]
 
 
 def _working_spacing(inference: Config) -> tuple[float, ...] | None:
-    """The `pixdim` of the preprocessing's Spacing, if it is written in numbers (or refers to some)."""
+    """The `pixdim` of the preprocessing's Spacing, if it is written in numbers (or refers to some); makes no object."""
     for id in sorted(reachable(inference.tree, ("preprocessing",))):
         value = lookup(inference.tree, id)
         if is_component(value) and str(value[TARGET]).rpartition(".")[2] in ("Spacing", "Spacingd"):
             pixdim = value.get("pixdim")
             if isinstance(pixdim, str) and REFERENCE.fullmatch(pixdim.replace("#", "::")):
-                pixdim = Builder(inference).make(references(pixdim)[0])
+                named = references(pixdim)[0]
+                if any(is_component(lookup(inference.tree, one)) for one in reachable(inference.tree, (named,))):
+                    return None
+                pixdim = Builder(inference).make(named)
             if isinstance(pixdim, list) and all(isinstance(one, (int, float)) for one in pixdim):
                 return tuple(float(one) for one in pixdim)
     return None

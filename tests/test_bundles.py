@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -91,6 +93,25 @@ def test_bundle_in_a_zip_is_the_same_bundle(bundle: Path, tmp_path: Path) -> Non
     loaded = bundles.load(archive)
     assert loaded.name == "test_bundle"
     assert loaded.weights_sha256 == bundles.load(bundle).weights_sha256
+
+
+def test_a_bundle_in_no_folder_of_its_zip_is_called_like_the_zip(bundle: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "download.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in sorted(bundle.rglob("*")):
+            file.write(path, path.relative_to(bundle))
+    assert bundles.info(archive).name == "download"
+
+
+def test_other_weights_are_another_bundle_whether_or_not_their_hash_is_recorded(bundle: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(bundle, tmp_path / "copy")
+    metadata = json.loads((folder / "configs/metadata.json").read_text())
+    metadata.pop("weights", None)
+    (folder / "configs/metadata.json").write_text(json.dumps(metadata))
+    before = bundles.identity(folder)
+    with (folder / bundles.WEIGHTS).open("ab") as file:
+        file.write(b"0")
+    assert bundles.identity(folder) != before
 
 
 @pytest.mark.parametrize("name", ["../outside", "/outside", "b/../../outside"])

@@ -30,6 +30,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from monai_attention.io.itk_headers import data_files
 from monai_attention.io.process import Process
 from monai_attention.io.write import explain, sweep_leftovers
 
@@ -206,7 +207,7 @@ def _beat(path: Path, owner: _Owner, done: threading.Event) -> None:
 def _identity(path: Path) -> list[Any]:
     path = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would stop at a loop of links
     if not path.is_dir():
-        return [str(path), *_stamp(path)]
+        return [str(path), *_stamp(path), *(_stamp(data) for data in data_files(path))]
     files = sorted(Path(folder, name) for folder, _, names in os.walk(path) for name in names)
     return [str(path), [[file.relative_to(path).as_posix(), *_stamp(file)] for file in files]]
 

@@ -190,6 +190,17 @@ def test_finished_means_this_fingerprint_a_whole_record_and_every_output(tmp_pat
     assert [p.name for p in tmp_path.iterdir()] == ["labels.nii.gz"]
 
 
+@pytest.mark.parametrize(
+    ("name", "line"), [("scan.mhd", "ElementDataFile = voxels.raw"), ("scan.nhdr", "data file: voxels.raw")]
+)
+def test_the_fingerprint_follows_voxels_beside_their_header(tmp_path, name, line):
+    (tmp_path / name).write_text(f"NDims = 3\n{line}\n")
+    (tmp_path / "voxels.raw").write_bytes(b"1234")
+    first = fingerprint([tmp_path / name], {})
+    (tmp_path / "voxels.raw").write_bytes(b"12345")
+    assert fingerprint([tmp_path / name], {}) != first
+
+
 def test_the_fingerprint_follows_inputs_and_parameters_and_nothing_else(tmp_path, monkeypatch):
     scan, folder = tmp_path / "scan.nii", tmp_path / "series" / "nested"
     folder.mkdir(parents=True)
