@@ -13,7 +13,8 @@ from monai_attention.io.fields import read_field, write_field
 from monai_attention.io.read import DEFAULTS, read
 from monai_attention.io.volume import ReadOptions, Volume
 from monai_attention.io.write import check_writable, write_nifti
-from monai_attention.registration.case import scan_of, whole_numbers
+from monai_attention.registration.case import scan_of
+from monai_attention.registration.label_maps import read_label_map, smallest_type
 from monai_attention.registration.scan import Scan
 from monai_attention.registration.transformation import (
     displacement,
@@ -49,12 +50,12 @@ def warp(
         Refusal: a file cannot be read, or not without guessing.
     """
     _check_output(output, (".nii.gz",))
-    volume = _noted(read(moving, options))
-    mm, affine = _field(field, options)
     labels = mode == "nearest"
+    volume = _noted(read_label_map(moving, options) if labels else read(moving, options))
+    mm, affine = _field(field, options)
     scan, grid = scan_of(volume, torch.device("cpu")), _grid(mm.shape[1:], affine)
     array = resample(scan, _Moved(mm, affine), grid, mode=mode, outside=0.0 if labels else None)[0, 0].numpy()
-    write_nifti(output, whole_numbers(array, volume.source) if labels else array, affine)
+    write_nifti(output, smallest_type(array) if labels else array, affine)
 
 
 def invert(

@@ -25,6 +25,7 @@ from monai_attention.io.read import read
 from monai_attention.io.volume import Note, ReadOptions, Requirements, Volume
 from monai_attention.io.write import write_nifti
 from monai_attention.registration.affine import SMALLEST_MM
+from monai_attention.registration.label_maps import read_label_map, smallest_type
 from monai_attention.registration.metrics import mean_dice
 from monai_attention.registration.pair import Plan, Registered, register_pair
 from monai_attention.registration.pairs import Pair, read_landmarks
@@ -117,8 +118,10 @@ def _register(pair: Pair, folder: Path, settings: Settings, phases: Phases, prog
     with phases.phase("read"):
         accepted = None if settings.bundle is None else settings.bundle.requirements
         fixed, moving = (_read(path, settings.options, accepted) for path in (pair.fixed, pair.moving))
+        lowest = {} if pair.fixed_labels is None else {"lowest": 0}  # to be counted
         labels, fixed_labels = (
-            None if path is None else _read(path, settings.options) for path in (pair.labels, pair.fixed_labels)
+            None if path is None else read_label_map(path, settings.options, **lowest)
+            for path in (pair.labels, pair.fixed_labels)
         )
         landmarks = None if pair.landmarks is None else read_landmarks(pair.landmarks)
     _expect_series(pair, (fixed, moving), settings.options)
@@ -159,7 +162,7 @@ def _expect_series(pair: Pair, volumes: Sequence[Volume], options: ReadOptions) 
         raise Refusal("E-SERIES", message, path=pair.moving, remedy=remedy)
 
 
-def _read(path: Path, options: ReadOptions, requirements: Requirements | None = None) -> Volume:
+def _read(path: Path, options: ReadOptions, requirements: Requirements | None) -> Volume:
     with tempfile.TemporaryDirectory(prefix="monai-attention-") as scratch:
         return read(path, options, requirements, scratch=Path(scratch))
 
@@ -167,19 +170,6 @@ def _read(path: Path, options: ReadOptions, requirements: Requirements | None = 
 def scan_of(volume: Volume, device: torch.device) -> Scan:
     """A volume, of one channel as the gate gives it, on a device."""
     return Scan(torch.from_numpy(volume.array[:1])[None].to(device), torch.from_numpy(volume.affine))
-
-
-def whole_numbers(values: np.ndarray, source: Path) -> np.ndarray:
-    """Whole numbers in the smallest type that holds them.
-
-    Raises:
-        Refusal: E-LABELS, they are not whole.
-    """
-    if not all(np.array_equal(plane, np.rint(plane)) for plane in values):
-        remedy = "warp it as an image, without --labels or --mode nearest"
-        raise Refusal("E-LABELS", "a label map must hold whole numbers", path=source, remedy=remedy)
-    low, high = int(values.min()), int(values.max())
-    return values.astype(np.result_type(np.min_scalar_type(low), np.min_scalar_type(high)))
 
 
 class _Result:
@@ -249,7 +239,7 @@ class _Result:
         still, device = self.scans[0], self.scans[0].values.device
         source = scan_of(labels, device)
         warped = resample(source, self.found.transformation, still, mode="nearest", outside=0.0)
-        self.write("labels", whole_numbers(warped[0, 0].cpu().numpy(), labels.source))
+        self.write("labels", smallest_type(warped[0, 0].cpu().numpy()))
         if fixed_labels is None:
             return
         target = scan_of(fixed_labels, device)
@@ -339,11 +329,13 @@ def _doubts(found: Registered) -> list[Note]:
             Note("flag", "F-MIRRORED", "the moving scan fits better when it is mirrored: check left and right")
         )
     for stage in found.dropped:
-        wrong = (
-            "holds NaN or infinity"
-            if math.isnan(found.figures[stage])
-            else "brought neither images nor structures together"
-        )
+        before = "affine" if stage == "network" else found.kept
+        if math.isnan(found.figures[stage]):
+            wrong = "holds NaN or infinity"
+        elif found.figures[stage] <= found.figures[before]:
+            wrong = "parts structures that are recognised in both"
+        else:
+            wrong = "did not bring the images together"
         message = f"the {FIELD[stage]} {wrong} and was dropped; the result is the {FIELD[found.kept]}"
         notes.append(Note("flag", "F-NOT-IMPROVED", message))
     if found.figures[found.kept] > found.figures["affine"]:

@@ -58,13 +58,18 @@ def find_pairs(
     pair.
 
     Raises:
-        Refusal: E-CSV, E-EMPTY (a table without rows), E-DUPLICATE-CASE.
+        Refusal: E-CSV, E-EMPTY (a table without rows), E-DUPLICATE-CASE, E-NOT-FOUND, E-UNREADABLE.
     """
     if moving is not None:
         given = {"fixed": fixed, "moving": moving, "labels": labels, "fixed_labels": fixed_labels}
         given["landmarks"] = landmarks
         return [_pair({name: str(path) for name, path in given.items() if path is not None}, Path.cwd(), Path(fixed))]
     table = Path(fixed)
+    if any(path is not None for path in (labels, fixed_labels, landmarks)):
+        remedy = "write them into its columns labels, fixed_labels and landmarks"
+        raise Refusal(
+            "E-CSV", "labels and landmarks of a single pair were given beside a table", path=table, remedy=remedy
+        )
     if table.suffix.lower() != ".csv":
         message = "expected two scans, or a .csv of pairs"
         raise Refusal("E-CSV", message, path=table, remedy="name the moving scan as well")
@@ -86,7 +91,7 @@ def read_landmarks(path: Path) -> tuple[np.ndarray, np.ndarray]:
         Points of the fixed and of the moving scan, each (N, 3).
 
     Raises:
-        Refusal: E-NOT-FOUND, E-CSV.
+        Refusal: E-NOT-FOUND, E-UNREADABLE, E-CSV.
     """
     rows = _rows(path, POINTS, POINTS)
     try:
@@ -111,6 +116,9 @@ def _rows(path: Path, needed: Sequence[str], known: Sequence[str]) -> list[dict[
         raise Refusal("E-NOT-FOUND", "there is no such file", path=path, remedy="check the path") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise Refusal("E-CSV", "this is no table in UTF-8", path=path, remedy="save it as CSV, UTF-8") from error
+    except OSError as error:
+        message = f"the table cannot be read: {error.strerror}"
+        raise Refusal("E-UNREADABLE", message, path=path, remedy="check its permissions") from error
     for number, row in enumerate(rows, start=1):
         if None in row:
             remedy = "put names that hold commas into quotes"

@@ -47,13 +47,15 @@ class SaveFieldd(MapTransform):
     """Write fields as ITK, ANTs and Slicer apply them, see `io.fields.write_field`.
 
     Args:
-        keys: ddf on the grid of an image (3, *S), see `fields`.
+        keys: one, of a ddf on the grid of an image (3, *S), see `fields`.
         image: key of that image, which knows its affine and, for the name, its file.
         output_dir: a field goes to `<output_dir>/<name>/<name>_field.nii.gz`.
     """
 
     def __init__(self, keys: KeysCollection, image: str, output_dir: str | Path) -> None:
         super().__init__(keys)
+        if len(self.keys) != 1:
+            raise ValueError(f"expected one key, for all would have the same file; got {self.keys}")
         self.image = image
         self.output_dir = Path(output_dir)
 

@@ -11,7 +11,7 @@ import nibabel
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from monai_attention.io.geometry import spacing
+from monai_attention.io.geometry import directions, spacing
 from monai_attention.report.preview import PLANES, grey_window, on_screen, slices_through
 from monai_attention.report.sheet import BACKGROUND, FAINT, INK, LINE
 
@@ -52,7 +52,8 @@ def registration_sheet(
     """
     orientation = nibabel.io_orientation(affine)
 
-    steps = spacing(affine @ nibabel.orientations.inv_ornt_aff(orientation, fixed.shape))
+    turned = affine @ nibabel.orientations.inv_ornt_aff(orientation, fixed.shape)
+    steps, to_axes = spacing(turned), np.linalg.inv(directions(turned))
     images: tuple[Look, ...] = (fixed.__getitem__, affine_only, registered)
     windows = [grey_window(look(_sparse(fixed.shape, orientation))) for look in images]
     bright = np.empty(fixed.shape, bool)
@@ -72,7 +73,8 @@ def registration_sheet(
         )
         places = _places(bright.shape, steps, axis)
         tiles = np.sum([np.floor(place / TILE_MM) for place in places], axis=0) % 2 == 0
-        moved = [screen(component) for other, component in enumerate(displacement_mm(box)) if other != axis]
+        along_axes = np.tensordot(to_axes, displacement_mm(box), axes=1)
+        moved = [screen(component) for other, component in enumerate(along_axes) if other != axis]
         pictures = [
             *map(_grey, (still, before, after)),
             *(_grey(np.where(tiles, still, image)) for image in (before, after)),

@@ -181,6 +181,12 @@ def test_pairs_are_named_and_checked_before_anything_is_read(folder, tmp_path):
         table.write_text(text)
         with pytest.raises(Refusal, match=complaint):
             find_pairs(table)
+    with pytest.raises(Refusal, match="beside a table"):
+        find_pairs(table, labels="labels.nii.gz")
+    unreadable = tmp_path / "folder.csv"
+    unreadable.mkdir()
+    with pytest.raises(Refusal, match="E-UNREADABLE"):
+        find_pairs(unreadable)
     table.write_text("fixed,moved\na,b\n")
     with pytest.raises(Refusal, match="expected the columns fixed, moving"):
         find_pairs(table)
@@ -208,6 +214,10 @@ def test_labels_are_labels(folder, tmp_path):
     nibabel.save(nibabel.Nifti1Image(ones * 0.3, image.affine), tmp_path / "soft.nii.gz")
     (one,) = register(fixed, fixed, tmp_path / "out", labels=tmp_path / "soft.nii.gz", **plan)
     assert (one.verdict, one.code) == ("refused", "E-LABELS")
+    nibabel.save(nibabel.Nifti1Image(ones * 0, image.affine), tmp_path / "none.nii.gz")
+    (one,) = register(fixed, fixed, tmp_path / "out", labels=tmp_path / "none.nii.gz", **plan)
+    assert one.verdict == "ok"
+    assert not np.asarray(nibabel.load(one.outputs["labels"]).dataobj).any()
     with pytest.raises(Refusal, match="E-FORMAT"):
         apply.warp(fixed, plain.outputs["field"], tmp_path / "w.mha")
 

@@ -145,3 +145,11 @@ def test_part_of_a_scan_lies_where_it_lay():
         part = part_of(scan, box)
         assert torch.equal(part.values, scan.values[(..., *box)])
         torch.testing.assert_close(part.points(), scan.points()[(..., *box)])
+
+
+def test_what_an_inverse_is_off_is_told_in_the_millimetres_of_the_other_scan():
+    plain = a_transformation(3.0)
+    larger = Transformation(
+        torch.diag(torch.tensor([2.0, 2, 2, 1], dtype=torch.float64)) @ plain.matrix, plain.ddf, plain.grid
+    )
+    assert inverse(larger).residual_mm == pytest.approx(2 * inverse(plain).residual_mm, rel=1e-5)

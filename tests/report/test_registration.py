@@ -53,3 +53,22 @@ def test_grey_values_are_those_of_the_whole_volume(monkeypatch):
     turned = [nibabel.apply_orientation(v, nibabel.io_orientation(affine)) for v in (fixed, before, after)]
     assert windows == [grey_window(one) for one in turned]
     assert spacing(affine).tolist() == [1, 2, 3]
+
+
+def test_the_bent_grid_follows_the_axes_of_the_scan(monkeypatch):
+    """Displaced by 5 mm along its first axis, wherever that points."""
+    from monai_attention.report import registration
+
+    fixed, *_, jacobian = volumes()
+    affine = oblique()
+    along = affine[:3, 0] / np.linalg.norm(affine[:3, 0])
+    mm = np.broadcast_to(5 * along[:, None, None, None], (3, *SHAPE)).astype(np.float32)
+    drawn = []
+    mesh = registration._mesh
+    monkeypatch.setattr(
+        registration, "_mesh", lambda places, moved, *more: drawn.append(moved) or mesh(places, moved, *more)
+    )
+    look = fixed.__getitem__
+    registration_sheet(fixed, look, look, lambda box: mm[(..., *box)], jacobian, affine, {})
+    sizes = sorted(round(float(np.abs(part).max()), 3) for parts in drawn for part in parts)
+    assert sizes == [0, 0, 0, 0, 5, 5]
