@@ -41,9 +41,9 @@ def accelerate(network: nn.Module) -> nn.Module:
     for parent in list(holder.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, BasicLayer) and all(isinstance(b, SwinTransformerBlock) for b in child.blocks):
-                setattr(parent, name, _Stage(child))
+                setattr(parent, name, _Stage(child).train(child.training))
             elif isinstance(child, SABlock) and _is_plain(child):
-                setattr(parent, name, _SelfAttention(child))
+                setattr(parent, name, _SelfAttention(child).train(child.training))
             else:
                 continue
             replaced += 1

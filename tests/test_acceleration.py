@@ -61,6 +61,16 @@ def test_dropout_is_live_in_training_only():
     assert torch.equal(network(x), network(x))
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_the_mode_stays_what_it_was(training):
+    for make, options in (
+        (swin, {"attn_drop_rate": 0.1}),
+        (UNETR, {"in_channels": 1, "out_channels": 2, **UNETR_SIZES}),
+    ):
+        fast = monai_attention.accelerate(make(**options).train(training))
+        assert {module.training for module in fast.modules()} == {training}
+
+
 def test_a_bundles_configuration_becomes_faster_by_one_override():
     config = {
         "network_def": {"_target_": "SwinUNETR", **SWIN, "depths": [1, 1, 1, 1]},

@@ -25,7 +25,7 @@ def channels_last(module: nn.Module) -> None:
     for child in module.modules():
         for name, layer in list(child.named_children()):
             if isinstance(layer, (nn.InstanceNorm2d, nn.InstanceNorm3d)) and not layer.track_running_stats:
-                setattr(child, name, InstanceNorm(layer))
+                setattr(child, name, InstanceNorm(layer).train(layer.training))
             elif type(layer) in _POINTWISE and _is_pointwise(layer):  # type: ignore[arg-type]
                 setattr(child, name, _pointwise(layer))  # type: ignore[arg-type]
     thin_in_float32(module)

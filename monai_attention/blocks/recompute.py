@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 from torch.utils.checkpoint import checkpoint as recompute_in_backward
-from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
 import monai_attention.blocks.window_attention  # noqa: F401  registers the operator that is named below
 
@@ -26,6 +26,20 @@ _DEAR = [
     torch.ops.monai_attention.window_attention.default,
 ]
 """Operators whose results `selective` keeps: products. The rest is normalisation, activation, and moving of numbers."""
+_DROPPING = {
+    _aten._scaled_dot_product_flash_attention.default: 3,
+    _aten._scaled_dot_product_efficient_attention.default: 5,
+    _aten._scaled_dot_product_cudnn_attention.default: 5,
+}
+"""Those of them that may draw random numbers, and which argument is the rate of dropout."""
+
+
+def _policy(_: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    """What draws random numbers is done again, for what comes after it draws others if it is not."""
+    place = _DROPPING.get(operator)
+    if place is not None and kwargs.get("dropout_p", args[place] if len(args) > place else 0.0):
+        return CheckpointPolicy.PREFER_RECOMPUTE
+    return CheckpointPolicy.MUST_SAVE if operator in _DEAR else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def run(module: nn.Module, *inputs: Tensor, checkpoint: bool | str) -> Any:
@@ -48,6 +62,6 @@ def run(module: nn.Module, *inputs: Tensor, checkpoint: bool | str) -> Any:
     if not (checkpoint and module.training and torch.is_grad_enabled()):
         return module(*inputs)
     if checkpoint == "selective":
-        contexts = functools.partial(create_selective_checkpoint_contexts, _DEAR)
+        contexts = functools.partial(create_selective_checkpoint_contexts, _policy)
         return recompute_in_backward(module, *inputs, use_reentrant=False, context_fn=contexts)
     return recompute_in_backward(module, *inputs, use_reentrant=False)

@@ -9,7 +9,6 @@ Feature maps are (B, C, *S) everywhere in this file.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from monai.networks.layers.factories import Conv, Norm
 from torch import Tensor, nn
 
@@ -117,4 +116,4 @@ class ShuffleAttention(nn.Module):
 
 def _standardised(x: Tensor) -> Tensor:
     """Each channel of each sample with mean 0 and variance 1; float32 at least, and of a single voxel 0."""
-    return F.group_norm(x, x.shape[1])
+    return torch.group_norm(x, x.shape[1])  # unlike that of `functional` it takes single voxels

@@ -97,9 +97,17 @@ def add_lora(
     return list(layers)
 
 
+_OF_TYPES = ("__dict__", "__weakref__")
+"""What a class has that is not of its body."""
+
+
 def merge_lora(network: nn.Module) -> None:
     """Make plain layers of adapted ones: same output, the plain network's state dict, every parameter trainable."""
     for layer in _adapted(network).values():
+        kind = type(layer)  # which deep copies share, and torch takes the weight from it
+        layer.__class__ = type(
+            kind.__name__, kind.__bases__, {k: v for k, v in vars(kind).items() if k not in _OF_TYPES}
+        )
         parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
     network.requires_grad_(True)
 

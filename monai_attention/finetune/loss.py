@@ -98,18 +98,21 @@ class _Sums(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, labels: Tensor, ignored: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         ctx.save_for_backward(logits, labels)
         ctx.ignored = ignored
-        overlap, predicted, there = logits.new_zeros(3, *logits.shape[:2], dtype=torch.float32)
+        exactly = torch.float32 if logits.device.type == "mps" else torch.float64  # summed one voxel after the other
+        overlap, there = logits.new_zeros(2, *logits.shape[:2], dtype=exactly)
+        predicted = logits.new_zeros(logits.shape[:2], dtype=torch.float32)
         entropy = predicted.new_zeros(())
         with torch.autocast(logits.device.type, enabled=False):
             for _, piece, own, known in _slabs(logits, labels, ignored):
                 exact = piece.log_softmax(dim=1)
                 right = exact.gather(1, own)
                 entropy -= (right * known).sum()
-                overlap.scatter_add_(1, own.flatten(1), (right.exp() * known).flatten(1))
-                there.scatter_add_(1, own.flatten(1), known.flatten(1))
+                overlap.scatter_add_(1, own.flatten(1), (right.exp() * known).flatten(1).to(exactly))
+                there.scatter_add_(1, own.flatten(1), known.flatten(1).to(exactly))
                 predicted += (exact.exp_().flatten(2) @ known.flatten(2).mT).squeeze(2)
+        there = there.float()
         ctx.mark_non_differentiable(there)
-        return overlap, predicted, there, entropy
+        return overlap.float(), predicted, there, entropy
 
     @staticmethod
     @once_differentiable

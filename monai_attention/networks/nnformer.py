@@ -90,8 +90,7 @@ class Halving(nn.Module):
         """Halve the grid."""
         x = to_channels(self.norm(F.gelu(x)))
         pads = [int(s == 2 and n % 2 == 0) for n, s in zip(x.shape[2:], self.conv.stride, strict=True)]
-        convolve = F.conv3d if len(pads) == 3 else F.conv2d
-        return to_tokens(convolve(x, self.conv.weight, self.conv.bias, self.conv.stride, pads))
+        return to_tokens(self.conv(F.pad(x, [p for pad in reversed(pads) for p in (pad, pad)])))
 
 
 class EncoderStage(nn.Module):
@@ -322,7 +321,14 @@ class NNFormer(nn.Module):
         return tuple(logits) if self.deep_supervision and self.training else logits[0]
 
     def _pad(self, x: Tensor) -> Tensor:
-        """Zero-pad the image at its end to whole patches, and so that one token is left at the coarsest stage."""
+        """Zero-pad the image at its end to whole patches, and so that one token is left at the coarsest stage.
+
+        Where coarser logits are wanted, also so that no grid which gives them was halved downwards.
+        """
+        if self.deep_supervision and self.training:
+            x = pad_to_multiple(
+                x, [p * math.prod(s) for p, *s in zip(self.patch_size, *self.strides[:-1], strict=True)]
+            )
         least = [p * math.prod(stride) for p, *stride in zip(self.patch_size, *self.strides, strict=True)]
         short = [p for n, m in zip(reversed(x.shape[2:]), reversed(least), strict=True) for p in (0, max(0, m - n))]
         return pad_to_multiple(F.pad(x, short) if any(short) else x, self.patch_size)

@@ -216,6 +216,9 @@ class TransMorph(nn.Module):
             )
             for i in range(stages)
         )
+        if not attention_skips:
+            for stage in self.encoder[:-1]:
+                stage.norm.requires_grad_(False)  # of the skip that nobody takes
         self.decoder = nn.ModuleList(  # coarsest first
             DecoderStage(
                 widths[i + 1], widths[i], dims, skip_channels=widths[i], skip=nn.Identity() if attention_skips else None
@@ -299,6 +302,8 @@ class SplineTransMorph(TransMorph):
         )
         nn.init.normal_(self.head[-1].weight, std=1e-5)
         nn.init.zeros_(self.head[-1].bias)
+        if out_channels == 2 * dims:
+            nn.init.constant_(self.head[-1].bias[dims:], -10.0)
         channels_last(self)
 
     def forward(self, x: Tensor) -> Tensor:

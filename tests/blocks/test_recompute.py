@@ -1,11 +1,15 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import CheckpointPolicy
 
 from benchmarks.side_by_side import Settings, count
+from monai_attention.blocks import recompute
 from monai_attention.blocks.attention import TransformerBlock
 from monai_attention.blocks.recompute import run
 from monai_attention.blocks.swin import swin_blocks
+
+KINDS = ("flash", "efficient")
 
 
 class Recomputed(nn.Module):
@@ -47,6 +51,15 @@ def test_gradients_are_the_same(checkpoint, windows):
         module(x).square().sum().backward()
         gradients.append([p.grad.clone() for p in block.parameters()])
     torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1])
+def test_what_draws_random_numbers_is_always_recomputed(rate):
+    q = torch.zeros(1, 1, 2, 2)
+    flash, efficient = (getattr(torch.ops.aten, f"_scaled_dot_product_{kind}_attention").default for kind in KINDS)
+    kept = recompute._policy(None, flash, q, q, q, rate), recompute._policy(None, efficient, q, q, q, None, True, rate)
+    wanted = CheckpointPolicy.PREFER_RECOMPUTE if rate else CheckpointPolicy.MUST_SAVE
+    assert kept == (wanted, wanted)
 
 
 def test_evaluation_recomputes_nothing():

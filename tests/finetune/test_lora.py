@@ -1,5 +1,6 @@
 """Adapters start without effect, are all that learns, and leave a plain network behind."""
 
+import copy
 import io
 
 import pytest
@@ -81,6 +82,17 @@ def test_a_merged_network_is_a_plain_one_with_the_same_output(name):
     assert all(p.requires_grad for p in network.parameters())
     program = torch.export.export(network, (image,))
     torch.testing.assert_close(program.module()(image), network(image))
+
+
+def test_a_copy_is_merged_without_the_original(name):
+    network, _, image = trained(name)
+    copied = copy.deepcopy(network)
+    with torch.no_grad():
+        expected = network.eval()(image)
+        merge_lora(copied)
+        assert torch.equal(network(image), expected)
+        merge_lora(network)
+        torch.testing.assert_close(copied.eval()(image), network(image), rtol=0, atol=0)
 
 
 def test_adapters_travel_alone(name):

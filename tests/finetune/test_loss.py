@@ -137,6 +137,18 @@ def test_half_precision_logits_are_summed_in_float32():
     torch.testing.assert_close(low, PartialDiceCE()(logits.bfloat16().float(), labels))
 
 
+def test_many_voxels_of_a_class_are_summed_exactly(monkeypatch):
+    """Two millions: added to a float32 of that size, one after the other, all between 0.9 and 1 would count as 1."""
+    monkeypatch.setitem(module._CHUNK_NUMBERS, "cpu", 1 << 24)
+    torch.manual_seed(0)
+    probability = 0.9 + 0.1 * torch.rand(1, 128, 128, 128)
+    logits = torch.stack([probability.logit(), torch.zeros_like(probability)], dim=1)
+    labels = torch.zeros(1, 1, 128, 128, 128, dtype=torch.uint8)
+    mean = probability.double().mean()
+    expected = 1 - 2 * mean / (1 + mean) - probability.double().log().mean()
+    assert float(PartialDiceCE()(logits, labels)) == pytest.approx(float(expected), rel=1e-3)
+
+
 def test_nothing_as_large_as_the_logits_is_kept_for_the_backward_pass(monkeypatch):
     monkeypatch.setitem(module._CHUNK_NUMBERS, "cpu", 1000)
     logits, labels = case(batch=1, classes=4, size=(20, 10, 10))

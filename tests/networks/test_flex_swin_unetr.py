@@ -82,3 +82,18 @@ def test_the_encoder_of_self_supervised_training_loads_alone(tmp_path):
 def test_wrong_arguments_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         FlexSwinUNETR(1, 2, **{**SMALL, **options})
+
+
+@pytest.mark.parametrize(
+    ("downsample", "order", "layout"),
+    [("merging", "monai_1.5", "monai_swinunetr_1.5"), ("mergingv2", "raster", "monai_swinunetr_mergingv2")],
+)
+def test_in_two_dimensions_monai_s_weights_give_monai_s_numbers(tmp_path, downsample, order, layout):
+    torch.manual_seed(0)
+    theirs = SwinUNETR(1, 2, feature_size=12, spatial_dims=2, downsample=downsample).eval()
+    torch.save(theirs.state_dict(), tmp_path / "swin.pt")
+    ours = FlexSwinUNETR(1, 2, feature_size=12, window=(7, 7), merging=order).eval()
+    load_weights(ours, tmp_path / "swin.pt", layout=layout)
+    x = torch.randn(1, 1, 64, 96)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-5)

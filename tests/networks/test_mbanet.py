@@ -19,3 +19,7 @@ def test_attention_follows_every_encoder_stage_and_filters_every_skip():
 def test_wrong_arguments_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         MBANet(1, 2, **options)
+
+
+def test_one_voxel_at_the_coarsest_scale_is_enough_in_evaluation():
+    assert MBANet(4, 3, groups=1).eval()(torch.rand(1, 4, 8, 8, 8)).isfinite().all()

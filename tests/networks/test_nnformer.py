@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from monai_attention.blocks import convolution
 from monai_attention.checkpoints import load_weights
 from monai_attention.errors import Refusal
 from monai_attention.networks.nnformer import Halving, NNFormer
@@ -73,6 +74,28 @@ def test_deep_supervision_gives_every_scale_in_training_only():
     assert [y.shape[2:] for y in network(x)] == [(19, 16), (10, 8)]
     network.eval()
     assert network(x).shape == (1, 3, 19, 16)
+
+
+@pytest.mark.parametrize("size", [(24, 40), (72, 40), (20, 56)])
+def test_scales_of_odd_grids_are_whole(size):
+    network = NNFormer(
+        1,
+        3,
+        deep_supervision=True,
+        **(SMALL | {"depths": (2, 2, 2, 2), "num_heads": (1, 1, 1, 1), "window": (2, 2, 2, 2), "patch_size": (4, 4)}),
+    )
+    found = [y.shape[2:] for y in network(torch.randn(1, 1, *size))]
+    assert found == [tuple(-(-n // 2**k) for n in size) for k in range(3)]
+
+
+def test_a_thin_grid_is_halved_as_other_convolutions_are(monkeypatch):
+    """Two tokens and a kernel of three: padded first, so that no image is thinner than the kernel."""
+    layer = convolution.thin_in_float32(Halving(2, [2, 2]))
+    seen = []
+    monkeypatch.setattr(convolution, "_thin", lambda x, weight: seen.append(tuple(x.shape[2:])) or False)
+    with torch.autocast("cpu", torch.bfloat16):
+        layer(torch.randn(1, 2, 6, 2))
+    assert seen == [(4, 8)]
 
 
 def test_weights_without_deep_supervision_leave_its_heads_as_they_are(tmp_path, caplog):

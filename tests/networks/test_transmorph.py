@@ -43,9 +43,17 @@ def test_untrained_it_moves_nothing_and_is_sure_of_it():
     x = torch.rand(1, 2, 16, 16)
     assert TransMorph(2, 2, **SMALL)(x).abs().max() < 1e-2
     assert SplineTransMorph(2, 2, control_spacing=(3, 4), **SMALL)(x).abs().max() < 1e-2
-    mean, log_variance = TransMorph(2, 4, **SMALL)(x).chunk(2, dim=1)
-    assert mean.abs().max() < 1e-2
-    torch.testing.assert_close(log_variance, torch.full_like(log_variance, -10.0), rtol=0, atol=1e-2)
+    for network in (TransMorph(2, 4, **SMALL), SplineTransMorph(2, 4, control_spacing=(3, 4), **SMALL)):
+        mean, log_variance = network(x).chunk(2, dim=1)
+        assert mean.abs().max() < 1e-2
+        torch.testing.assert_close(log_variance, torch.full_like(log_variance, -10.0), rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize("skips", [True, False])
+def test_every_parameter_learns_something_with_and_without_skips(skips):
+    network = TransMorph(2, 2, attention_skips=skips, conv_skips=skips, **SMALL)
+    network(torch.rand(1, 2, 16, 16)).sum().backward()
+    assert not [name for name, p in network.named_parameters() if p.requires_grad and p.grad is None]
 
 
 def test_coarser_outputs_are_on_grids_of_their_own():
