@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import copy
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -214,7 +215,7 @@ def override(tree: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, An
     tree = copy.deepcopy(tree)
     for key, value in overrides.items():
         above, _, last = key.replace("#", "::").rpartition("::")
-        value = _literal(key, value)
+        value = plain_value(key, value)
         try:
             parent = lookup(tree, above) if above else tree
             if not is_component(parent):
@@ -228,15 +229,19 @@ def override(tree: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, An
     return tree
 
 
-def _literal(key: str, value: Any) -> Any:
-    """The value as JSON would hold it, if it is a plain one."""
+def plain_value(key: str, value: Any) -> Any:
+    """The value of a setting as JSON would hold it.
+
+    Raises:
+        Refusal: `E-OVERRIDE` if it cannot: references and expressions, sets, NaN and infinity.
+    """
     if isinstance(value, (list, tuple)):
-        return [_literal(key, item) for item in value]
+        return [plain_value(key, item) for item in value]
     if isinstance(value, dict):
-        return {str(name): _literal(key, item) for name, item in value.items()}
-    if not isinstance(value, (str, int, float, bool, type(None))) or (
-        isinstance(value, str) and value[:1] in "$@%" and value
-    ):
+        return {str(name): plain_value(key, item) for name, item in value.items()}
+    refers = isinstance(value, str) and value[:1] in "$@%" and value
+    endless = isinstance(value, float) and not math.isfinite(value)
+    if refers or endless or not isinstance(value, (str, int, float, bool, type(None))):
         raise Refusal("E-OVERRIDE", f"{key} may be set to a plain value only; got {value!r}")
     return value
 

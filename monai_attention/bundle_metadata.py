@@ -92,7 +92,7 @@ def plausible_reach(metadata: Config) -> dict[str, float]:
 
 def _by_class(metadata: Config, key: str, expected: str, fits: Callable[[Any], bool]) -> dict[str, Any]:
     """What the metadata says of classes under a key."""
-    stated, names = metadata.tree.get(key, {}), classes(metadata).values()
+    stated, names = metadata.tree.get(key, {}), [name for value, name in classes(metadata).items() if value]
     if not isinstance(stated, dict):
         raise refusal(metadata, key, "expected an object", stated)
     for name, value in stated.items():

@@ -30,6 +30,7 @@ from monai_attention.bundle_config import (
     reachable,
     read_config,
     references,
+    walk,
 )
 from monai_attention.bundle_metadata import classes, gate, plausible_reach, plausible_volumes, recorded_weights
 from monai_attention.bundle_trust import Finding, scan
@@ -281,7 +282,8 @@ def load(bundle: str | Path, *, trust: bool = False, overrides: Mapping[str, Any
             line), `E-BUNDLE-CONFIG`, `E-BUNDLE-INCOMPLETE`, `E-OVERRIDE`; and those of `find` and of
             `monai_attention.checkpoints.load_weights`.
     """
-    metadata, _, made, sha256 = _made(bundle, "segment", trust, overrides or {})
+    metadata, inference, made, sha256 = _made(bundle, "segment", trust, overrides or {})
+    _expect_one_class_a_voxel(metadata, inference)
     return LoadedBundle(
         name=metadata.source.parent.parent.name,
         version=str(metadata.tree.get("version", "")),
@@ -295,6 +297,19 @@ def load(bundle: str | Path, *, trust: bool = False, overrides: Mapping[str, Any
         within_mm=plausible_reach(metadata),
         weights_sha256=sha256,
     )
+
+
+def _expect_one_class_a_voxel(metadata: Config, inference: Config) -> None:
+    """Refuse channels without a name, and those that have a probability of their own each: they may overlap."""
+    names = classes(metadata)
+    if sorted(names) != list(range(len(names))):
+        message = f"channel_def must name the channels 0 to {len(names) - 1}; got {sorted(names)}"
+        raise Refusal("E-BUNDLE-METADATA", message, path=metadata.source)
+    for id, value in walk(inference.tree):
+        if is_component(value) and value.get("sigmoid") is True:
+            message = f"{inference.where(id)}: expected one class a voxel, got overlapping ones (sigmoid)"
+            remedy = "run this bundle with `python -m monai.bundle run`"
+            raise Refusal("E-BUNDLE-CONFIG", message, path=inference.source, remedy=remedy)
 
 
 def load_registration(

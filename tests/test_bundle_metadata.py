@@ -34,7 +34,7 @@ def test_reaches_that_are_not_understood_are_refused_rather_than_ignored(tmp_pat
     assert "metadata.json: within_mm" in error.message
 
 
-@pytest.mark.parametrize("stated", [{"c": [1, 2]}, {"a": [2, 1]}, {"a": 5}, ["a"]])
+@pytest.mark.parametrize("stated", [{"c": [1, 2]}, {"a": [2, 1]}, {"a": 5}, ["a"], {"background": [1, 2]}])
 def test_plausible_volumes_that_are_not_understood_are_refused_rather_than_ignored(tmp_path: Path, stated: Any) -> None:
     error = refusal(bundles.load, make_bundle(tmp_path / "b", metadata=METADATA | {"plausible_ml": stated}))
     assert error.code == "E-BUNDLE-METADATA"

@@ -39,6 +39,8 @@ def test_verify_passes_on_a_good_bundle_and_full_runs_it(bundle: Path) -> None:
         ("files", lambda folder: (folder / "LICENSE").unlink()),
         ("metadata", lambda folder: write(folder / "configs/metadata.json", {})),
         ("changelog", lambda folder: write(folder / "configs/metadata.json", METADATA | {"version": "0.2.0"})),
+        ("changelog", lambda folder: write(folder / "configs/metadata.json", METADATA | {"changelog": None})),
+        ("metadata", lambda folder: write(folder / "configs/metadata.json", METADATA | {"within_mm": {"none": 65}})),
         ("weights", lambda folder: (folder / bundles.WEIGHTS).write_bytes(b"")),
         ("weights", lambda folder: write(folder / "configs/metadata.json", METADATA)),
         ("inference.json", lambda folder: write(folder / "configs/inference.json", INFERENCE | {"a": "$1 + 1"})),

@@ -95,6 +95,19 @@ def test_bundle_in_a_zip_is_the_same_bundle(bundle: Path, tmp_path: Path) -> Non
     assert loaded.weights_sha256 == bundles.load(bundle).weights_sha256
 
 
+def test_overlapping_classes_and_channels_without_a_name_are_refused(bundle: Path) -> None:
+    path = bundle / "configs/inference.json"
+    plain = json.loads(path.read_text())
+    write(path, plain | {"postprocessing": {"_target_": "Activationsd", "keys": "pred", "sigmoid": True}})
+    assert refusal(bundles.load, bundle).code == "E-BUNDLE-CONFIG"
+    write(path, plain)
+    metadata = json.loads((bundle / "configs/metadata.json").read_text())
+    named = metadata["network_data_format"]["outputs"]["pred"]["channel_def"]
+    named["7"] = named.pop(max(named))
+    write(bundle / "configs/metadata.json", metadata)
+    assert refusal(bundles.load, bundle).code == "E-BUNDLE-METADATA"
+
+
 def test_a_bundle_in_no_folder_of_its_zip_is_called_like_the_zip(bundle: Path, tmp_path: Path) -> None:
     archive = tmp_path / "download.zip"
     with zipfile.ZipFile(archive, "w") as file:

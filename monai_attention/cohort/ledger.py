@@ -44,19 +44,20 @@ STALE_SECONDS = 600.0
 """A claim from another machine is abandoned when its heartbeat is older than this."""
 
 
-def fingerprint(paths: Iterable[str | Path], parameters: Mapping[str, Any]) -> str:
+def fingerprint(paths: Iterable[str | Path], parameters: Mapping[str, Any], *, apart: Path | None = None) -> str:
     """Digest of everything a result depends on.
 
     Args:
         paths: input files and folders. Each counts with its absolute path, size and time of modification, a folder
             with those of every file below it; contents are not read.
         parameters: plain JSON values: bundle name, hash of its weights, options that change the result.
+        apart: a folder that is no part of the inputs even if it lies in one of them: that of the results.
 
     Raises:
         FileNotFoundError: a path does not exist.
         TypeError: a parameter is not JSON.
     """
-    inputs = [_identity(Path(path)) for path in paths]
+    inputs = [_identity(Path(path), apart) for path in paths]
     text = json.dumps([inputs, parameters], sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -184,7 +185,7 @@ def _read(path: Path) -> _Owner | None:
 
 
 def _is_abandoned(path: Path, owner: _Owner | None) -> bool:
-    if owner is not None and owner.is_here:
+    if owner is not None and owner.is_here and (owner.is_dead or owner.is_told_apart):
         return owner.is_dead
     try:
         return time.time() - path.stat().st_mtime > STALE_SECONDS
@@ -204,11 +205,15 @@ def _beat(path: Path, owner: _Owner, done: threading.Event) -> None:
             logger.warning("the claim on %s could not be refreshed: %s", path.parent, error)
 
 
-def _identity(path: Path) -> list[Any]:
+def _identity(path: Path, apart: Path | None) -> list[Any]:
     path = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would stop at a loop of links
     if not path.is_dir():
         return [str(path), *_stamp(path), *(_stamp(data) for data in data_files(path))]
-    files = sorted(Path(folder, name) for folder, _, names in os.walk(path) for name in names)
+    files = []
+    for folder, below, names in os.walk(path):
+        below[:] = [name for name in below if Path(folder, name) != apart]
+        files += [Path(folder, name) for name in names]
+    files.sort()
     return [str(path), [[file.relative_to(path).as_posix(), *_stamp(file)] for file in files]]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,8 @@ from tqdm import tqdm
 
 from monai_attention.cohort import ledger
 from monai_attention.report.manifest import write_record
+
+logger = logging.getLogger(__name__)
 
 WAIT_SECONDS = 1.0
 """Pause between looks at cases that another process is working on."""
@@ -78,6 +81,7 @@ class Cohort:
             Records by name.
         """
         records: dict[str, dict[str, Any]] = {}
+        told = False
         bar = tqdm(total=len(cases), desc="cases", unit="case", disable=not self.progress)
         with bar, ThreadPoolExecutor(self.at_a_time) as pool:
             while pending := [case for case in cases if case.id not in records]:
@@ -95,6 +99,9 @@ class Cohort:
                     pool.shutdown(cancel_futures=True)
                     raise
                 if len(records) == before:
+                    if not told:
+                        logger.warning("waiting for %d cases that another process is at", len(cases) - before)
+                        told = True
                     time.sleep(WAIT_SECONDS)  # another process has claimed all that is left
         return records
 

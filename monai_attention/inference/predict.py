@@ -77,7 +77,7 @@ def predict(
         networks = [(bundle.network, phases.device), *replicas]
         predicts = [_predict(bundle, network, device) for network, device in networks]
         return _streamed(job, predicts, phases, on_window)
-    job.check_memory(memory_needed(volume.shape, tuple(image.shape[1:]), len(bundle.classes)))
+    job.check_memory(memory_needed(volume.array.shape, tuple(image.shape), len(bundle.classes)))
     with phases.phase("network"):
         logits = run_inferer(image, bundle, phases.device, on_window)
     with phases.phase("labels"):
@@ -119,7 +119,7 @@ def _streamed(job: _Job, predicts: Sequence[Predict], phases: Phases, on_window:
     maps = maps if job.uncertainty else []
     straight = aligned(job.affine, job.volume.affine, job.volume.shape)
     layout = settings.layout(job.shape)
-    given = memory_needed(job.volume.shape, job.shape, 0 if straight else classes + len(maps))
+    given = memory_needed(job.volume.array.shape, tuple(job.image.shape), 0 if straight else classes + len(maps))
     given += 4 * len(maps) * math.prod(job.volume.shape)
     job.check_memory(given + streaming_memory(classes + len(maps), layout, whole=False))
     settings = replace(
@@ -197,8 +197,9 @@ def prepare(volume: Volume, preprocessing: Callable[[dict[str, Any]], Mapping[st
 
 
 def memory_needed(shape: Sequence[int], network_shape: Sequence[int], classes: int) -> int:
-    """Bytes: the input and its prepared copy in float32, logits and counts on the network's grid, and the labels."""
-    return math.prod(shape) * (4 + 1) + math.prod(network_shape) * 4 * (2 + 2 * classes)
+    """Bytes: input (C, X, Y, Z) and prepared copy (C, *S) in float32, logits and counts on its grid, and the labels."""
+    labels, others = math.prod(shape[1:]), math.prod(network_shape[1:]) * (1 + 2 * classes)
+    return labels + 4 * (math.prod(shape) + math.prod(network_shape) + others)
 
 
 def streaming_memory(classes: int, layout: Layout, *, whole: bool) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -11,9 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from monai_attention import DEFAULT_BUNDLE, __version__, bundles
+from monai_attention.bundle_config import plain_value
 from monai_attention.cohort import ledger
 from monai_attention.cohort.outcome import Outcome, outcome
 from monai_attention.cohort.run import Cohort, RunCase
+from monai_attention.errors import Refusal
 from monai_attention.io.cases import Case, find_cases
 from monai_attention.io.volume import ReadOptions
 from monai_attention.io.write import check_writable
@@ -92,8 +95,13 @@ def segment(
     if unknown := set(formats) - set(FORMATS):
         raise ValueError(f"formats must be some of {FORMATS}; got {sorted(unknown)}")
     given = [inputs] if isinstance(inputs, str | Path) else inputs
+    for one in given:
+        if Path(os.path.abspath(one)).is_relative_to(output):  # noqa: PTH100 - links are not followed
+            message = "what is to be segmented lies in the output folder, where results are told by where they lie"
+            raise Refusal("E-OUTPUT", message, path=Path(one), remedy="name another output folder, -o results")
+    overrides = {key: plain_value(key, value) for key, value in (overrides or {}).items()}
     info = bundles.info(bundle)
-    found = find_cases(given, channels=info.requirements.channels)
+    found = find_cases(given, channels=info.requirements.channels, apart=output)
     cases = {case.id: case for case in found if not case.path.is_relative_to(output)}
     mine = [cases[case_id] for case_id in ledger.part(cases, *part)]
     check_writable(output)
@@ -103,16 +111,17 @@ def segment(
         "options": {key: value for key, value in asdict(options).items() if key != "max_memory"},
         "formats": sorted(formats),
         **({"uncertainty": True} if uncertainty else {}),
-        "overrides": dict(overrides or {}),
+        "overrides": overrides,
     }
-    fingerprints = {case.id: _fingerprint(case, parameters) for case in mine}
+    fingerprints = {case.id: _fingerprint(case, parameters, output) for case in cases.values()}
     kinds = (tuple(formats), uncertainty)
-    load = functools.partial(_settings, bundle, trust_bundle, overrides or {}, device, options, kinds)
+    load = functools.partial(_settings, bundle, trust_bundle, overrides, device, options, kinds)
     at_a_time = CASES_AT_A_TIME if options.max_memory is None else 1
     cohort = Cohort(functools.partial(_prepared, load, progress), at_a_time, progress, overwrite)
     records = cohort.work_off(mine, output, fingerprints)
     results = [_result(records[case.id], output, case.id in cohort.done) for case in mine]
-    _summarise(output, [records[case.id] for case in mine], info)
+    everybodys = [records.get(id) or ledger.finished_record(output / id, fingerprints[id]) for id in cases]
+    _summarise(output, [record for record in everybodys if record is not None], info)
     return results
 
 
@@ -144,10 +153,10 @@ def _settings(
     return Settings(loaded, first, options, formats, uncertainty, replicas, overrides)
 
 
-def _fingerprint(case: Case, parameters: Mapping[str, Any]) -> str:
+def _fingerprint(case: Case, parameters: Mapping[str, Any], output: Path) -> str:
     """See `ledger.fingerprint`; an input that vanished has one too, its reading gives the verdict."""
     try:
-        return ledger.fingerprint(case.paths, parameters)
+        return ledger.fingerprint(case.paths, parameters, apart=output)
     except FileNotFoundError:
         return ledger.fingerprint([], {**parameters, "missing": str(case.path)})
 

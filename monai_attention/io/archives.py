@@ -58,8 +58,8 @@ def extract(archive: Path, into: Path, *, limits: Limits = DEFAULT_LIMITS) -> No
         with zipfile.ZipFile(archive) as opened:
             entries = [entry for entry in opened.infolist() if not entry.is_dir()]
             _check_directory(archive, entries, limits)
-            _check_room(archive, entries, into)
             allowed = min(limits.size, max(SMALL, int(limits.ratio * archive.stat().st_size)))
+            _check_room(archive, entries, into, allowed)
             for entry in entries:
                 allowed -= _unpack(archive, opened, entry, into, allowed)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, UnicodeDecodeError) as error:
@@ -92,8 +92,10 @@ def _stays_inside(name: str) -> bool:
     return not (windows.anchor or posix.anchor or ".." in windows.parts or ".." in posix.parts) and bool(posix.parts)
 
 
-def _check_room(archive: Path, entries: list[zipfile.ZipInfo], into: Path) -> None:
+def _check_room(archive: Path, entries: list[zipfile.ZipInfo], into: Path, allowed: int) -> None:
     needed = sum(entry.file_size for entry in entries)
+    if needed > allowed:
+        raise _too_large(archive)
     if needed > shutil.disk_usage(into).free:
         raise _no_room(archive, into, needed)
 
@@ -107,9 +109,7 @@ def _unpack(archive: Path, opened: zipfile.ZipFile, entry: zipfile.ZipInfo, into
         while chunk := source.read(CHUNK):
             written += len(chunk)
             if written > allowed:
-                raise _refusal(
-                    archive, f"it unfolds to far more than its {archive.stat().st_size} bytes can honestly hold"
-                )
+                raise _too_large(archive)
             file.write(chunk)
     return written
 
@@ -118,6 +118,10 @@ def _refusal(
     archive: Path, what: str, remedy: str = "unpack it yourself if you trust it, and give the folder"
 ) -> Refusal:
     return Refusal("E-ARCHIVE", f"expected a plain, whole zip, but {what}", path=archive, remedy=remedy)
+
+
+def _too_large(archive: Path) -> Refusal:
+    return _refusal(archive, f"it unfolds to far more than its {archive.stat().st_size} bytes can honestly hold")
 
 
 def _no_room(archive: Path, into: Path, needed: int | None) -> Refusal:

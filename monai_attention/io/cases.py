@@ -75,7 +75,7 @@ class _Found:
     more: tuple[Path, ...] = ()
 
 
-def find_cases(inputs: Sequence[str | Path], *, channels: int = 1) -> list[Case]:
+def find_cases(inputs: Sequence[str | Path], *, channels: int = 1, apart: Path | None = None) -> list[Case]:
     """List the cases in files, folders and CSV tables.
 
     A CSV has a column `path` (or `image`, or one `image_...` a channel), relative to the CSV, and may have a column
@@ -88,6 +88,7 @@ def find_cases(inputs: Sequence[str | Path], *, channels: int = 1) -> list[Case]
         inputs: what was typed.
         channels: of the bundle; if more than one, files below a folder that end with numbers are channels. Whether a
             case has as many as it should, its reading tells.
+        apart: a folder that is not looked into: that of the results.
 
     Returns:
         The cases in the order of the inputs, and by path within a folder.
@@ -100,7 +101,7 @@ def find_cases(inputs: Sequence[str | Path], *, channels: int = 1) -> list[Case]
     for given in inputs:
         path = Path(os.path.abspath(given))  # noqa: PTH100 - normalises `..` without following links
         if _is_folder(path):
-            below = _in_folder(path)
+            below = _in_folder(path, apart)
             found += _joined(below, channels)
         elif not os.path.lexists(path) and "," in str(given):
             found.append(_typed(str(given)))
@@ -188,10 +189,12 @@ def _is_folder(path: Path) -> bool:
     return os.path.isdir(path)  # noqa: PTH112 - Path.is_dir raises for a name that is too long
 
 
-def _in_folder(root: Path) -> list[_Found]:
+def _in_folder(root: Path, apart: Path | None) -> list[_Found]:
     volumes = []
     studies: dict[Path, str] = {}
     for path in files_below(root):
+        if apart is not None and path.is_relative_to(apart):
+            continue
         kind = _kind_by_name(path)
         if kind is not None:
             volumes.append(_Found(path, kind, root))

@@ -15,6 +15,9 @@ from monai_attention.io.payload import expect_memory
 from monai_attention.io.read import DEFAULTS, read, read_header
 from monai_attention.io.volume import ReadOptions, Requirements, Volume
 
+READING = 2
+"""Channels that are held beside all of them while these are put together: the first, and the one that is read."""
+
 
 def read_channels(
     paths: Sequence[Path],
@@ -45,7 +48,7 @@ def read_channels(
         return first
     from monai_attention.io.label_maps import onto
 
-    expect_memory(first_path, 4 * len(paths) * math.prod(first.shape), options.max_memory)
+    expect_memory(first_path, 4 * (len(paths) + READING) * math.prod(first.shape), options.max_memory)
     array = np.empty((len(paths), *first.shape), np.float32)
     array[0] = first.array[0]
     notes = list(first.notes)
@@ -66,7 +69,7 @@ def read_channel_headers(
         return first
     from monai_attention.io.label_maps import onto
 
-    expect_memory(paths[0], 4 * len(paths) * math.prod(first.shape), options.max_memory)
+    expect_memory(paths[0], 4 * (len(paths) + READING) * math.prod(first.shape), options.max_memory)
     notes = list(first.notes)
     for other in others:
         onto(_without_voxels(other), _without_voxels(first))

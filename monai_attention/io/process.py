@@ -36,6 +36,11 @@ class Process:
         return self.machine == _machine()
 
     @property
+    def is_told_apart(self) -> bool:
+        """Whether the system says when a process began, so that a later one of the same number is not taken for it."""
+        return os.name != "nt" and _start_time(self.pid) is not None
+
+    @property
     def is_dead(self) -> bool:
         """Whether it is certainly gone; False when it ran elsewhere, since nobody can tell from here."""
         if not self.is_here or os.name == "nt":  # on Windows signal 0 is a control-C, not a question

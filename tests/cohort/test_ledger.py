@@ -142,6 +142,20 @@ def test_row_53_a_claim_we_cannot_judge_is_respected_until_its_heartbeat_stops(t
         assert mine
 
 
+def test_a_claim_of_this_machine_ends_with_its_heartbeat_where_processes_cannot_be_told_apart(tmp_path, monkeypatch):
+    """As on Windows: nobody knows whether its process is dead."""
+    with claim(tmp_path):
+        content = (tmp_path / ledger.CLAIM).read_bytes()
+    (tmp_path / ledger.CLAIM).write_bytes(content)
+    old = time.time() - ledger.STALE_SECONDS - 1
+    os.utime(tmp_path / ledger.CLAIM, (old, old))
+    with claim(tmp_path) as mine:
+        assert not mine  # it is ours, and we live
+    monkeypatch.setattr(ledger._Owner, "is_told_apart", False)
+    with claim(tmp_path) as mine:
+        assert mine
+
+
 def test_a_claim_is_kept_fresh_while_its_block_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(ledger, "HEARTBEAT_SECONDS", 0.01)
     path = tmp_path / ledger.CLAIM

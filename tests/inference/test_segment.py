@@ -345,6 +345,9 @@ def test_parts_divide_the_cases(tmp_path, bundle):
     ]
     assert parts[0] | parts[1] == {f"case{k}" for k in range(5)}
     assert not parts[0] & parts[1]
+    page = (tmp_path / "out/report.html").read_text()
+    assert all(f"case{k}" in page for k in range(5))  # those of the other part as well
+    assert (tmp_path / "out/volumes.csv").read_text().count("\ncase") == 5
 
 
 def test_row_60_nothing_of_the_patient_leaves_but_in_dicom(tmp_path, bundle, caplog):

@@ -80,8 +80,8 @@ def test_blanks_beside_a_comma_and_home_are_understood(tmp_path, monkeypatch):
 
 def test_memory_is_counted_for_all_of_them(tmp_path):
     paths = [pair(tmp_path / "data")[0]] * 8
-    eight, all_of_them = replace(TWO, channels=8), 8 * 4 * 4 * 5 * 6
-    assert read_channels(paths, ReadOptions(max_memory=all_of_them), eight).array.nbytes == all_of_them
+    eight, all_of_them = replace(TWO, channels=8), (8 + 2) * 4 * 4 * 5 * 6  # and two that are being read
+    assert read_channels(paths, ReadOptions(max_memory=all_of_them), eight).array.nbytes == 8 * 4 * 4 * 5 * 6
     for function in (read_channels, read_channel_headers):
         with pytest.raises(Refusal) as caught:
             function(paths, ReadOptions(max_memory=all_of_them - 1), eight)
