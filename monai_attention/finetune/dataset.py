@@ -108,6 +108,9 @@ def _table(table: Path) -> LabelledData:
     if len({case.split is None for case in cases}) > 1:
         message = "some rows name a split, others none"
         raise Refusal("E-CSV", message, path=table, remedy="fill the column `split` in every row, or leave it out")
+    if len({bool(row["group"]) for row in rows if "group" in row}) > 1:
+        message = "some rows name a group, others none, and whose these are would be guessed"
+        raise Refusal("E-CSV", message, path=table, remedy="fill the column `group` in every row, or leave it out")
     channels = tuple(name.removeprefix("image_") for name in images)
     return LabelledData(table, "CSV", tuple(cases), None, channels)
 
@@ -155,7 +158,7 @@ def _group(case: LabelledCase) -> str:
     if case.group:
         return case.group
     for path in (case.images[0], case.label):
-        if os.path.exists(path) and kind_of(path) == "dicom":  # noqa: PTH110
+        if os.path.exists(path) and kind_of(path) in ("dicom", "zip"):  # noqa: PTH110
             from monai_attention.io.dicom_patient import patient_key
 
             if key := patient_key(path):

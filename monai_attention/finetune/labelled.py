@@ -24,7 +24,7 @@ CLASSES_REMEDY = (
     "underscores; 0 is background"
 )
 
-PERSON = re.compile(r"(?:^|/|__)(sub-[a-z0-9]+|(?:patient|subject|subj|pat)[-_ ]?\d+)(?=$|[-_./ ])", re.IGNORECASE)
+PERSON = re.compile(r"(?:^|[/_-])(sub-[a-z0-9]+|(?:patient|subject|subj|pat)[-_ ]?\d+)(?=$|[-_./ ])", re.IGNORECASE)
 """The part of a name that can only mean a person: `patient017_frame01`, `sub-03_ses-1`. `case_12` may mean a scan."""
 
 

@@ -42,18 +42,17 @@ def keep_people_apart(checked: Sequence[CheckedCase]) -> list[CheckedCase]:
 def keep_images_apart(checked: Sequence[CheckedCase]) -> list[CheckedCase]:
     """Refuse, E-LEAK, images that are in an earlier split as well; flag others that are there twice.
 
-    Those get one group, so that no later split parts them.
+    All cases of their people get one group, so that no split parts them.
     """
-    checked = _apart(checked, _digest, "the same image is in the {split} split, as {names}")
-    found = list(checked)
-    for places in _places(checked, _digest).values():
-        if len(places) > 1:
-            group = min(found[place].case.group for place in places)
-            joined = {found[place].case.group for place in places}
-            for place in places:
-                names = listed(checked[other].case.id for other in places if other != place)
+    found = _apart(checked, _digest, "the same image is in the {split} split, as {names}")
+    for places in _places(found, _digest).values():
+        for place in places:
+            if names := listed(found[other].case.id for other in places if other != place):
                 found[place] = _flagged(found[place], "F-DUPLICATE-IMAGE", f"the same image is there as {names}")
-            found = [_regrouped(one, group) if one.case.group in joined else one for one in found]
+    for places in _places(checked, _digest).values():
+        joined = {found[place].case.group for place in places}
+        if len(places) > 1:
+            found = [_regrouped(one, min(joined)) if one.case.group in joined else one for one in found]
     return found
 
 

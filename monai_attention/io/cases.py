@@ -198,7 +198,7 @@ def _in_folder(root: Path, apart: Path | None) -> list[_Found]:
         kind = _kind_by_name(path)
         if kind is not None:
             volumes.append(_Found(path, kind, root))
-        elif path.parent not in studies and _is_dicom(path):
+        elif path.parent not in studies and path.name.upper() != "DICOMDIR" and _is_dicom(path):
             studies[path.parent] = _study(path)
     series = [_Found(folder, "dicom", root) for folder in _split(root, studies, [volume.path for volume in volumes])]
     if not volumes and not series:
@@ -252,7 +252,8 @@ def _study(path: Path) -> str:
 def _split(folder: Path, studies: dict[Path, str], volumes: Sequence[Path]) -> list[Path]:
     """The folders that are one DICOM case each; `studies` maps every folder that holds DICOM to the study in it."""
     below = [place for place in studies if place.is_relative_to(folder)]
-    one_study = len({studies[place] for place in below}) == 1 and not any(v.is_relative_to(folder) for v in volumes)
+    among = {studies[place] for place in below}
+    one_study = len(among) == 1 and "" not in among and not any(v.is_relative_to(folder) for v in volumes)
     if folder in studies or one_study:
         return [folder]
     children = sorted({folder / place.relative_to(folder).parts[0] for place in below})

@@ -194,7 +194,7 @@ def _files(source: Path) -> Iterator[Path]:
         yield source
         return
     seen: set[tuple[int, int]] = set()
-    for folder, subfolders, names in os.walk(source, followlinks=True):
+    for folder, subfolders, names in os.walk(source, onerror=_unlisted, followlinks=True):
         status = Path(folder).stat()
         if (status.st_dev, status.st_ino) in seen:
             subfolders.clear()
@@ -202,6 +202,11 @@ def _files(source: Path) -> Iterator[Path]:
         seen.add((status.st_dev, status.st_ino))
         subfolders.sort()
         yield from (path for name in sorted(names) if not (path := Path(folder, name)).is_fifo())  # one would block
+
+
+def _unlisted(error: OSError) -> None:
+    message = f"the folder cannot be listed: {error.strerror}"
+    raise Refusal("E-UNREADABLE", message, path=Path(error.filename), remedy="check its permissions") from error
 
 
 def _chosen(scan: Scan, options: ReadOptions, requirements: Requirements | None) -> Series:

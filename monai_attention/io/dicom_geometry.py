@@ -29,6 +29,8 @@ POSITION_TOLERANCE_MM = 0.02
 """Positions are decimal texts, often rounded to 0.01 mm: no two are told apart below this."""
 MINORITY = 0.2
 """Largest part of a series that may lie differently and still be dropped as stray localizers."""
+PARALLEL = 0.985
+"""Cosine of 10 degrees: what lies closer to the other slices than that is one of them, and no localizer."""
 MOST_STRAYS = 3
 """Largest number of such images."""
 GAP = 1.5
@@ -119,7 +121,9 @@ def _drop_localizers(planes: Sequence[Plane]) -> tuple[tuple[Plane, ...], tuple[
         )
     groups = sorted(_group_by_orientation(rest), key=len, reverse=True)
     strays = len(rest) - len(groups[0])
-    if strays > MOST_STRAYS or strays > MINORITY * len(rest):
+    normal = _normal(groups[0][0])
+    along = any(abs(float(normal @ _normal(group[0]))) > PARALLEL for group in groups[1:])
+    if along or strays > MOST_STRAYS or strays > MINORITY * len(rest):
         sizes = ", ".join(str(len(group)) for group in groups)
         raise Refusal(
             "E-ORIENTATION",

@@ -61,6 +61,9 @@ HEADER_TAGS = [*GEOMETRY_TAGS, *PIXEL_TAGS, *SERIES_TAGS]
 DICOM_ROOT = "1.2.840.10008."
 """How all UIDs of the standard begin; others are private."""
 DICOMDIR = "1.2.840.10008.1.3.10"
+IMAGE_CLASSES = b"1.2.840.10008.5.1.4.1.1."
+"""How the classes of stored objects begin; in a file without a preamble it stands near the beginning."""
+DICOM_SUFFIXES = (".dcm", ".ima")
 DERIVED_OBJECTS = {
     "1.2.840.10008.5.1.4.1.1.66.4",  # Segmentation
     "1.2.840.10008.5.1.4.1.1.66.7",  # Label Map Segmentation
@@ -190,18 +193,28 @@ def read_planes(path: Path, derived: Container[str] = DERIVED_OBJECTS) -> tuple[
     """
     try:
         if not is_dicom(path):
+            if path.suffix.lower() in DICOM_SUFFIXES and _is_blank(path):
+                raise _truncated(path, "it is called like DICOM and holds nothing")
             return Skip.NOT_DICOM
         with path.open("rb") as file, discreet(path):
             try:
                 return _planes(path, file, derived)
             except Refusal:
                 file.seek(0)
-                if _has_magic(file.read(132)):
+                beginning = file.read(4096)
+                if _has_magic(beginning) or IMAGE_CLASSES in beginning:
                     raise
                 return Skip.NOT_DICOM  # something else that happened to begin like a data set
     except OSError as error:
         logger.warning("%s: cannot be opened (%s)", path, error.strerror)
         return Skip.UNREADABLE
+
+
+def _is_blank(path: Path) -> bool:
+    """Whether a file is shorter than any of DICOM, or begins with zeros, as interrupted copies do."""
+    with path.open("rb") as file:
+        beginning = file.read(1024)
+    return len(beginning) < 132 or not any(beginning)
 
 
 def read_dataset(path: Path, keywords: list[str] | None = None, *, pixels: bool = False) -> pydicom.Dataset:

@@ -1,6 +1,7 @@
 """Layouts are recognised by looking, what does not add up is refused by name, and people are told apart."""
 
 import json
+import zipfile
 
 import pytest
 
@@ -105,6 +106,14 @@ def test_dicom_folders_are_grouped_by_patient_whose_number_is_nowhere(tmp_path, 
     groups = {case.id: case.group for case in data.cases}
     assert groups["x"] == groups["y"] != groups["z"]
     assert groups["w"] == "w"
+    x = tmp_path / "images/x"
+    (x / "A_DIRECTORY").write_bytes(bytes(128) + b"DICM")  # the first, and it names no patient
+    with zipfile.ZipFile(tmp_path / "images/v.zip", "w") as archive:
+        for path in sorted(x.iterdir()):
+            archive.write(path, path.name)
+    make.put(tmp_path / "labels/v.nii.gz", make.labels(), make.DICOM_AFFINE)
+    data = find_labelled([tmp_path])
+    assert {case.id: case.group for case in data.cases} == groups | {"v": groups["x"]}
     assert CANARY not in repr(data)
     assert CANARY not in caplog.text
 
@@ -116,6 +125,8 @@ def test_dicom_folders_are_grouped_by_patient_whose_number_is_nowhere(tmp_path, 
         ("Patient_3", "patient_3"),
         ("site1__sub-01_T1w", "sub-01"),
         ("sub-NDAR7/t1", "sub-ndar7"),
+        ("ACDC_patient001_frame01", "patient001"),
+        ("study1_sub-02_ses-1", "sub-02"),
         ("case_12", None),
         ("subtotal_3", None),
         ("x/sub_1", None),
@@ -227,6 +238,11 @@ def test_what_does_not_add_up_is_refused_by_name(tmp_path, spoil, code, said):
 )
 def test_tables_that_cannot_be_understood_are_refused(tmp_path, row, code):
     assert refusal(find_labelled, [make.table(tmp_path, [row])]).code == code
+
+
+def test_a_group_of_some_rows_only_is_refused(tmp_path):
+    rows = [{"image": f"{n}.nii", "label": f"{n}_labels.nii", "group": group} for n, group in ((1, "p"), (2, ""))]
+    assert refusal(find_labelled, [make.table(tmp_path, rows)]).code == "E-CSV"
 
 
 def test_a_split_of_some_rows_only_is_refused(tmp_path):

@@ -69,6 +69,13 @@ def test_dicom_of_one_study_is_one_case(tmp_path):
     assert find_cases([single])[0].kind == "dicom"
 
 
+def test_people_whose_study_is_unknown_are_one_case_each(tmp_path):
+    """The UIDs are emptied, or the first file of each folder is a directory that names no study."""
+    for name in ("anna", "bert"):
+        series(tmp_path / name, "")
+    assert ids(tmp_path) == ["anna", "bert"]
+
+
 def test_dicom_of_several_studies_is_one_case_each(tmp_path):
     series(tmp_path / "anna/ct", "1.1")
     series(tmp_path / "anna/scout", "1.1")

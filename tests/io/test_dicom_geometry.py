@@ -1,6 +1,7 @@
 """Where the slices of a DICOM series lie: every voxel in its place, or the refusal that names the fault."""
 
 import numpy as np
+import pydicom
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -127,6 +128,15 @@ def test_row_06_too_many_strays_are_ambiguous(tmp_path, slices, strays):
     same = {"SeriesInstanceUID": "1.2.3", "FrameOfReferenceUID": "1.2"}
     write_series(tmp_path, np.zeros((4, 4, slices)), AFFINE, **same)
     write_series(tmp_path, np.zeros((4, 4, strays)), SCOUT, prefix="scout", **same)
+    assert refusal(tmp_path).code == "E-ORIENTATION"
+
+
+def test_row_06_a_slice_that_is_turned_by_little_is_no_localizer(tmp_path, values):
+    paths = write_series(tmp_path, values, AFFINE)
+    last = pydicom.dcmread(paths[-1])
+    x, *rest = map(float, last.ImageOrientationPatient)
+    last.ImageOrientationPatient = [x + 2e-4, *rest]
+    last.save_as(paths[-1])
     assert refusal(tmp_path).code == "E-ORIENTATION"
 
 

@@ -47,6 +47,23 @@ def test_row_07_wherever_a_file_ends_it_is_never_left_out_silently(tmp_path):
             dicom.choose(dicom.scan(tmp_path))
 
 
+@pytest.mark.parametrize("left", [b"", bytes(100), bytes(5000)])
+def test_row_07_what_an_interrupted_copy_left_is_refused_by_name(tmp_path, large, left):
+    paths = write_series(tmp_path, large, AFFINE)
+    paths[-1].write_bytes(left)
+    error = refusal(tmp_path)
+    assert (error.code, error.path) == ("E-TRUNCATED", paths[-1])
+
+
+def test_row_07_a_truncated_file_without_a_preamble_is_refused_by_name(tmp_path, large):
+    paths = write_series(tmp_path, large, AFFINE)
+    for path in paths:
+        path.write_bytes(path.read_bytes()[132:])
+    paths[-1].write_bytes(paths[-1].read_bytes()[:-100])
+    error = refusal(tmp_path)
+    assert (error.code, error.path) == ("E-TRUNCATED", paths[-1])
+
+
 def test_row_60_pydicom_is_counted_not_quoted(tmp_path, values, caplog):
     (path,) = write_series(tmp_path, values, AFFINE, slices=[0])
     assert "PatientName" not in read_dataset(path, HEADER_TAGS)
