@@ -134,7 +134,7 @@ def _serve(
     """What a contestant's process does: count once, then time as often as it is told to."""
     importlib.import_module("torch._dynamo")  # torch does so when it first needs it: not what we measure
     torch.set_num_threads(settings.threads)
-    if settings.device.startswith("cuda"):
+    if torch.device(settings.device).index is not None:
         torch.cuda.set_device(settings.device)
     torch.manual_seed(0)
     module = make().to(settings.device).train(mode == TRAINING)

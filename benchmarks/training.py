@@ -54,7 +54,7 @@ def configured(bundle: str, labels: Path, device: str, changes: dict[str, Any]) 
 
 def measure(bundle: str, labels: Path, device: str, threads: int, rounds: int, **changes: Any) -> dict[str, Any]:
     """Images drawn and learned from per second, medians of `rounds` batches."""
-    if device != "cpu":
+    if torch.device(device).index is not None:
         torch.cuda.set_device(device)
     parser = configured(bundle, labels, device, changes)
     drawn, size = parser.get_parsed_content("train#dataset"), parser.get_parsed_content("batch_size")

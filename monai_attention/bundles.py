@@ -32,7 +32,7 @@ from monai_attention.bundle_config import (
     references,
     walk,
 )
-from monai_attention.bundle_metadata import classes, gate, plausible_reach, plausible_volumes, recorded_weights
+from monai_attention.bundle_metadata import classes, gate, plausible_reach, plausible_volumes, recorded_weights, tensor
 from monai_attention.bundle_trust import Finding, scan
 from monai_attention.errors import Refusal
 from monai_attention.io.volume import Requirements
@@ -279,8 +279,8 @@ def load(bundle: str | Path, *, trust: bool = False, overrides: Mapping[str, Any
 
     Raises:
         Refusal: `E-BUNDLE-UNTRUSTED` (the configuration asks for something that is not on the list, with place and
-            line), `E-BUNDLE-CONFIG`, `E-BUNDLE-INCOMPLETE`, `E-OVERRIDE`; and those of `find` and of
-            `monai_attention.checkpoints.load_weights`.
+            line), `E-BUNDLE-CONFIG` (overlapping classes among others), `E-BUNDLE-METADATA`, `E-BUNDLE-INCOMPLETE`,
+            `E-OVERRIDE`; and those of `find` and of `monai_attention.checkpoints.load_weights`.
     """
     metadata, inference, made, sha256 = _made(bundle, "segment", trust, overrides or {})
     _expect_one_class_a_voxel(metadata, inference)
@@ -301,14 +301,15 @@ def load(bundle: str | Path, *, trust: bool = False, overrides: Mapping[str, Any
 
 def _expect_one_class_a_voxel(metadata: Config, inference: Config) -> None:
     """Refuse channels without a name, and those that have a probability of their own each: they may overlap."""
-    names = classes(metadata)
-    if sorted(names) != list(range(len(names))):
-        message = f"channel_def must name the channels 0 to {len(names) - 1}; got {sorted(names)}"
+    names, channels = classes(metadata), tensor(metadata, "outputs", "pred").get("num_channels")
+    count = channels if isinstance(channels, int) else len(names)
+    if sorted(names) != list(range(count)):
+        message = f"channel_def must name the channels 0 to {count - 1}; got {sorted(names)}"
         raise Refusal("E-BUNDLE-METADATA", message, path=metadata.source)
     for id, value in walk(inference.tree):
         if is_component(value) and value.get("sigmoid") is True:
             message = f"{inference.where(id)}: expected one class a voxel, got overlapping ones (sigmoid)"
-            remedy = "run this bundle with `python -m monai.bundle run`"
+            remedy = "run this bundle with `python -m monai.bundle run`, and fine-tune another"
             raise Refusal("E-BUNDLE-CONFIG", message, path=inference.source, remedy=remedy)
 
 

@@ -34,7 +34,8 @@ def judged(
     try:
         record = work()
     except Refusal as refusal:
-        if refusal.code in ("E-DISK-FULL", "E-READ-ONLY") and not _is_input(refusal.path, path):
+        unpacking = refusal.path is not None and not refusal.path.is_relative_to(folder)  # the others may not need to
+        if refusal.code in ("E-DISK-FULL", "E-READ-ONLY") and not unpacking:
             raise
         record = _refused(refusal.code, refusal.message, refusal.path or path, refusal.remedy)
     except Exception as error:
@@ -52,11 +53,6 @@ def judged(
     record["seconds"] = {name: round(seconds, 3) for name, seconds in phases.seconds.items()}
     record["peak_memory_mb"] = {name: round(peak, 1) for name, peak in phases.peak_memory_mb.items()}
     return record
-
-
-def _is_input(where: Path | None, path: Path) -> bool:
-    """Whether there is no room to unpack an input, which the others may not need."""
-    return where is not None and (where == path or path in where.parents)
 
 
 def _refused(code: str, message: str, path: Path, remedy: str) -> dict[str, Any]:

@@ -122,6 +122,6 @@ def _msd_cases(description: Mapping[str, Any], path: Path, channels: int) -> lis
                 raise Refusal("E-CHANNEL-MISSING", message, path=path, remedy="list an image for every channel")
             label = (path.parent / item["label"]).absolute()
             chosen = split if validation else None
-            group = group_in(images[0].relative_to(path.parent.absolute()).as_posix()) or ""
+            group = group_in(Path(os.path.relpath(images[0], path.parent)).as_posix()) or ""
             cases.append(LabelledCase(safe_name(name), tuple(images), label, group, chosen))
     return cases

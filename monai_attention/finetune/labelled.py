@@ -24,8 +24,15 @@ CLASSES_REMEDY = (
     "underscores; 0 is background"
 )
 
-PERSON = re.compile(r"(?:^|[/_-])(sub-[a-z0-9]+|(?:patient|subject|subj|pat)[-_ ]?\d+)(?=$|[-_./ ])", re.IGNORECASE)
-"""The part of a name that can only mean a person: `patient017_frame01`, `sub-03_ses-1`. `case_12` may mean a scan."""
+_ENDS = r"(?=$|[-_./ ])"
+PERSON = (
+    re.compile(rf"(?:^|/|__)(sub-[a-z0-9]+|(?:patient|subject|subj|pat)[-_ ]?\d+){_ENDS}", re.IGNORECASE),
+    re.compile(rf"(?:^|/)([^/]+[-_](?:sub-[a-z]*\d[a-z0-9]*|(?:patient|subject|subj)[-_ ]?\d+)){_ENDS}", re.IGNORECASE),
+)
+"""The part of a name that can only mean a person: `patient017_frame01`, `sub-03_ses-1`. `case_12` may mean a scan.
+
+Where something else comes first it belongs to it: `siteA_patient001` and `siteB_patient001` are two.
+"""
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,7 @@ class LabelledData:
 
 def group_in(name: str) -> str | None:
     """The person that a case's name or relative path tells, where it can mean nothing else."""
-    found = PERSON.search(name)
+    found = next((match for pattern in PERSON if (match := pattern.search(name))), None)
     return found[1].casefold() if found else None
 
 

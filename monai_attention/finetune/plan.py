@@ -212,7 +212,6 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
-    if not MEMINFO.exists():
-        return 4 * 10**9
-    lines = dict(line.split(":") for line in MEMINFO.read_text(encoding="ascii").splitlines())
-    return int(lines["MemAvailable"].split()[0]) * 1024
+    told = MEMINFO.read_text(encoding="ascii") if MEMINFO.exists() else ""
+    found = re.search(r"^MemAvailable:\s*(\d+) kB", told, re.MULTILINE)
+    return int(found[1]) * 1024 if found else 4 * 10**9

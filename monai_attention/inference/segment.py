@@ -91,18 +91,18 @@ def segment(
             such device. A case that cannot be segmented raises nothing: its result says so.
     """
     options = options or ReadOptions()
-    output = Path(output).absolute()
+    output = Path(os.path.abspath(output))  # noqa: PTH100 - without `..`, and links are not followed
     if unknown := set(formats) - set(FORMATS):
         raise ValueError(f"formats must be some of {FORMATS}; got {sorted(unknown)}")
     given = [inputs] if isinstance(inputs, str | Path) else inputs
-    for one in given:
-        if Path(os.path.abspath(one)).is_relative_to(output):  # noqa: PTH100 - links are not followed
-            message = "what is to be segmented lies in the output folder, where results are told by where they lie"
-            raise Refusal("E-OUTPUT", message, path=Path(one), remedy="name another output folder, -o results")
     overrides = {key: plain_value(key, value) for key, value in (overrides or {}).items()}
     info = bundles.info(bundle)
     found = find_cases(given, channels=info.requirements.channels, apart=output)
-    cases = {case.id: case for case in found if not case.path.is_relative_to(output)}
+    for path in (path for case in found for path in case.paths):
+        if path.is_relative_to(output):
+            message = "what is to be segmented lies in the output folder, where results are told by where they lie"
+            raise Refusal("E-OUTPUT", message, path=path, remedy="name another output folder, for example -o results")
+    cases = {case.id: case for case in found}
     mine = [cases[case_id] for case_id in ledger.part(cases, *part)]
     check_writable(output)
     parameters = {

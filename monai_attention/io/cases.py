@@ -88,7 +88,7 @@ def find_cases(inputs: Sequence[str | Path], *, channels: int = 1, apart: Path |
         inputs: what was typed.
         channels: of the bundle; if more than one, files below a folder that end with numbers are channels. Whether a
             case has as many as it should, its reading tells.
-        apart: a folder that is not looked into: that of the results.
+        apart: a folder that is not looked into where it lies below one of the inputs: that of the results.
 
     Returns:
         The cases in the order of the inputs, and by path within a folder.
@@ -101,7 +101,8 @@ def find_cases(inputs: Sequence[str | Path], *, channels: int = 1, apart: Path |
     for given in inputs:
         path = Path(os.path.abspath(given))  # noqa: PTH100 - normalises `..` without following links
         if _is_folder(path):
-            below = _in_folder(path, apart)
+            inside = apart is not None and path in apart.parents
+            below = _in_folder(path, apart if inside else None)
             found += _joined(below, channels)
         elif not os.path.lexists(path) and "," in str(given):
             found.append(_typed(str(given)))
@@ -236,14 +237,15 @@ def files_below(folder: Path, seen: set[tuple[int, int]] | None = None) -> Itera
 
 
 def _study(path: Path) -> str:
-    """StudyInstanceUID, to be compared and never shown; "" where the file cannot tell."""
+    """StudyInstanceUID, or that of the series, to be compared and never shown; "" where the file cannot tell."""
     import pydicom
 
     from monai_attention.io import dicom_headers
 
     try:
         with dicom_headers.discreet(path):
-            return str(dicom_headers.read_dataset(path, ["StudyInstanceUID"]).get("StudyInstanceUID", ""))
+            found = dicom_headers.read_dataset(path, ["StudyInstanceUID", "SeriesInstanceUID"])
+            return str(found.get("StudyInstanceUID") or found.get("SeriesInstanceUID") or "")
     except (OSError, EOFError, ValueError, pydicom.errors.InvalidDicomError) as error:
         logger.warning("%s: its study is unknown (%s)", path, type(error).__name__)  # reading it gives the verdict
         return ""

@@ -189,7 +189,7 @@ def read(path: Path, options: ReadOptions = DEFAULTS, requirements: Requirements
 
 
 def _files(source: Path) -> Iterator[Path]:
-    """All files below a folder in a stable order, every folder once however it is linked."""
+    """Visible files below a folder in a stable order, every folder once however it is linked."""
     if source.is_file():
         yield source
         return
@@ -200,8 +200,9 @@ def _files(source: Path) -> Iterator[Path]:
             subfolders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        subfolders.sort()
-        yield from (path for name in sorted(names) if not (path := Path(folder, name)).is_fifo())  # one would block
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        visible = (Path(folder, name) for name in sorted(names) if not name.startswith("."))
+        yield from (path for path in visible if not path.is_fifo())  # one would block
 
 
 def _unlisted(error: OSError) -> None:

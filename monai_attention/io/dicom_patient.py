@@ -6,6 +6,7 @@ import hashlib
 import logging
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def patient_key(path: Path) -> str | None:
         for file in _files(path):
             if is_dicom(file) and (patient := _patient(file)):
                 return hashlib.sha256(f"monai_attention:{patient}".encode()).hexdigest()[:16]
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+    except (OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
         logger.warning("%s: its patient is unknown (%s)", path, type(error).__name__)  # reading it gives the verdict
     return None
 
@@ -44,7 +45,7 @@ def _patient(file: Path) -> str:
     try:
         with discreet(file):
             return str(read_dataset(file, ["PatientID"]).get("PatientID") or "").strip()
-    except (EOFError, ValueError, pydicom.errors.InvalidDicomError):
+    except (EOFError, ValueError, zlib.error, pydicom.errors.InvalidDicomError):
         return ""  # another file may tell
 
 

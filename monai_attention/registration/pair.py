@@ -94,8 +94,8 @@ def register_pair(fixed: Scan, moving: Scan, plan: Plan, phases: Phases, *, on_s
     """Find the transformation of one pair.
 
     A field, the network's or the optimised one, is dropped if it holds NaN or infinity, or is worse than what was kept
-    before it: the images less alike and recognised structures no closer together, or these apart again, however
-    alike the images. Across contrasts, likeness alone was seen to refuse good fields.
+    before it, or than the affine registration: the images less alike and recognised structures no closer together, or
+    these clearly apart, however alike the images. Across contrasts, likeness alone was seen to refuse good fields.
 
     Args:
         fixed: any grid.
@@ -176,6 +176,10 @@ class _Judge:
         self.figures[stage] = float(self.unlike(warped, still.values, seen))
         if self.structures is not None:
             self.overlaps[stage] = overlap(*self.structures, Transformation(self.matrix, ddf, still.affine))
+        return all(self._is_better(stage, before) for before in ("affine", than))
+
+    def _is_better(self, stage: str, than: str) -> bool:
+        if self.structures is not None:
             gain = self.overlaps[stage] - self.overlaps[than]
             if gain >= LEAST_GAIN or gain <= -MOST_LOSS:
                 return gain > 0

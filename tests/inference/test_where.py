@@ -29,6 +29,15 @@ def test_nothing_is_segmented_into_the_folder_it_lies_in(tmp_path, bundle, given
     assert refusal(segment, tmp_path / given, tmp_path, bundle=bundle).code == "E-OUTPUT"
 
 
+def test_a_table_may_lie_where_the_results_do(tmp_path, bundle):
+    array, _ = ball((20, 20, 20), np.eye(4))
+    write_nifti(tmp_path / "a.nii", array, np.eye(4))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/cases.csv").write_text("path\n../a.nii\n")
+    (found,) = segment(tmp_path / "out/cases.csv", tmp_path / "out", bundle=bundle)
+    assert found.verdict == "ok"
+
+
 def test_results_inside_a_study_are_no_part_of_it(tmp_path, bundle):
     affine = ras_affine((1.0, 1.0, 2.0))
     array, _ = ball((40, 40, 20), affine)

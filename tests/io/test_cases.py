@@ -74,6 +74,9 @@ def test_people_whose_study_is_unknown_are_one_case_each(tmp_path):
     for name in ("anna", "bert"):
         series(tmp_path / name, "")
     assert ids(tmp_path) == ["anna", "bert"]
+    for part in ("a", "b"):
+        write_series(tmp_path / "carl" / part, ramp(4, 5, 2), oblique(), StudyInstanceUID="", SeriesInstanceUID="1.9")
+    assert ids(tmp_path / "carl") == ["carl"]  # of one series
 
 
 def test_dicom_of_several_studies_is_one_case_each(tmp_path):

@@ -55,6 +55,13 @@ def test_row_07_what_an_interrupted_copy_left_is_refused_by_name(tmp_path, large
     assert (error.code, error.path) == ("E-TRUNCATED", paths[-1])
 
 
+def test_row_07_what_is_hidden_is_not_looked_at(tmp_path, large):
+    """Macs write such a stub beside each file."""
+    paths = write_series(tmp_path, large, AFFINE)
+    (tmp_path / f"._{paths[0].name}").write_bytes(bytes(120))
+    assert dicom.read(tmp_path).shape == large.shape
+
+
 def test_row_07_a_truncated_file_without_a_preamble_is_refused_by_name(tmp_path, large):
     paths = write_series(tmp_path, large, AFFINE)
     for path in paths:
