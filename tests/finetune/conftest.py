@@ -3,7 +3,7 @@
 import pytest
 
 from monai_attention.finetune.run import finetune
-from tests.finetune.make_cohort import SOURCE, make_cohort
+from tests.finetune.make_cohort import DROPPING, make_cohort
 from tests.make_flexunetr_bundle import make_bundle
 
 
@@ -14,7 +14,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def source(tmp_path_factory):
-    return make_bundle(tmp_path_factory.mktemp("source") / "source", SOURCE)
+    return make_bundle(tmp_path_factory.mktemp("source") / "source", DROPPING)
 
 
 @pytest.fixture(scope="session")

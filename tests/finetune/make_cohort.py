@@ -10,10 +10,9 @@ from tests.finetune.make_dataset import put
 from tests.make_flexunetr_bundle import INFERENCE
 
 SIZE = (24, 26, 22)
-SOURCE = INFERENCE | {
-    "inferer": INFERENCE["inferer"] | {"sw_batch_size": 4},
-    "network_def": INFERENCE["network_def"] | {"dropout_rate": 0.1},  # training draws random numbers for it
-}
+SOURCE = INFERENCE | {"inferer": INFERENCE["inferer"] | {"sw_batch_size": 4}}
+DROPPING = SOURCE | {"network_def": INFERENCE["network_def"] | {"dropout_rate": 0.1}}
+"""Its training draws random numbers, in several processes others than in one."""
 
 
 def volume(seed: int) -> tuple[np.ndarray, np.ndarray]:
