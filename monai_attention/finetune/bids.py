@@ -8,7 +8,8 @@ from pathlib import Path
 
 from monai_attention.errors import Refusal
 from monai_attention.finetune.labelled import LabelledCase, LabelledData, expect_classes, group_in, listed
-from monai_attention.io.cases import files_below, safe_name, strip_suffix
+from monai_attention.io.cases import safe_name, strip_suffix
+from monai_attention.io.files import files_below
 
 OF_DERIVATIVES = {"space", "res", "den", "label", "desc", "atlas", "seg"}
 """Entities that a derivative's name adds to its source's."""

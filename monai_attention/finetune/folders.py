@@ -9,7 +9,8 @@ from pathlib import Path
 
 from monai_attention.errors import Refusal
 from monai_attention.finetune.labelled import LabelledCase, group_in, listed
-from monai_attention.io.cases import CHANNEL, SUFFIXES, files_below, kind_of, safe_name, strip_suffix
+from monai_attention.io.cases import CHANNEL, SUFFIXES, kind_of, safe_name, strip_suffix
+from monai_attention.io.files import files_below
 
 _PART = r"[-_]?(?P<split>tr|train|training|val|valid|validation|ts|test)?$"
 IMAGES = re.compile(rf"(images?|imgs?|scans?|volumes?){_PART}", re.IGNORECASE)

@@ -16,11 +16,12 @@ import logging
 import os
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from monai_attention.errors import Refusal
+from monai_attention.io.files import files_below
 
 logger = logging.getLogger(__name__)
 
@@ -205,35 +206,6 @@ def _in_folder(root: Path, apart: Path | None) -> list[_Found]:
     if not volumes and not series:
         raise Refusal("E-EMPTY", f"the folder holds no image: expected {FORMATS}", path=root, remedy="check the path")
     return sorted(volumes + series, key=lambda one: one.path)
-
-
-def files_below(folder: Path, seen: set[tuple[int, int]] | None = None) -> Iterator[Path]:
-    """Visible files below a folder in a stable order, every folder once however it is linked.
-
-    Args:
-        folder: to look into.
-        seen: folders that were looked into, by device and number; more are added.
-
-    Raises:
-        Refusal: E-UNREADABLE, a folder cannot be listed.
-    """
-    seen = set() if seen is None else seen
-    try:
-        status = folder.stat()
-        entries = sorted(folder.iterdir())
-    except OSError as error:
-        message = f"the folder cannot be listed: {error.strerror}"
-        raise Refusal("E-UNREADABLE", message, path=folder, remedy="check its permissions") from error
-    if (status.st_dev, status.st_ino) in seen:
-        return
-    seen.add((status.st_dev, status.st_ino))
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
-        if _is_folder(entry):
-            yield from files_below(entry, seen)
-        else:
-            yield entry
 
 
 def _study(path: Path) -> str:

@@ -9,7 +9,6 @@ refusal. Nothing of the patient is parsed on the way.
 from __future__ import annotations
 
 import logging
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from monai_attention.errors import Refusal
 from monai_attention.io.dicom_geometry import Stack, arrange
 from monai_attention.io.dicom_headers import Plane, Skip, is_dicom, read_planes
 from monai_attention.io.dicom_pixels import check_codec, check_scalar, read_frames
+from monai_attention.io.files import files_below
 from monai_attention.io.payload import expect_memory
 from monai_attention.io.volume import Note, ReadOptions, Requirements, Volume
 
@@ -189,25 +189,11 @@ def read(path: Path, options: ReadOptions = DEFAULTS, requirements: Requirements
 
 
 def _files(source: Path) -> Iterator[Path]:
-    """Visible files below a folder in a stable order, every folder once however it is linked."""
+    """The file, or the visible ones below a folder."""
     if source.is_file():
         yield source
-        return
-    seen: set[tuple[int, int]] = set()
-    for folder, subfolders, names in os.walk(source, onerror=_unlisted, followlinks=True):
-        status = Path(folder).stat()
-        if (status.st_dev, status.st_ino) in seen:
-            subfolders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        visible = (Path(folder, name) for name in sorted(names) if not name.startswith("."))
-        yield from (path for path in visible if not path.is_fifo())  # one would block
-
-
-def _unlisted(error: OSError) -> None:
-    message = f"the folder cannot be listed: {error.strerror}"
-    raise Refusal("E-UNREADABLE", message, path=Path(error.filename), remedy="check its permissions") from error
+    else:
+        yield from (path for path in files_below(source) if not path.is_fifo())  # one would block
 
 
 def _chosen(scan: Scan, options: ReadOptions, requirements: Requirements | None) -> Series:

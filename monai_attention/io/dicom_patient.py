@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pydicom
 
-from monai_attention.io.cases import files_below
 from monai_attention.io.dicom_headers import discreet, is_dicom, read_dataset
+from monai_attention.io.files import files_below
 
 logger = logging.getLogger(__name__)
 

@@ -250,19 +250,6 @@ def _numbers(text: str, count: int) -> np.ndarray:
     return np.array(values)
 
 
-def data_files(path: Path) -> list[Path]:
-    """The file of the voxels of a detached header, as far as it can be told and is there; of other files none."""
-    if path.suffix.lower() not in (".mhd", ".nhdr"):
-        return []
-    try:
-        with path.open("rb") as file:
-            found = re.search(rb"^(?:ElementDataFile *=|data ?file *:) *(.+?)\s*$", file.read(65536), re.I | re.M)
-        named = path.parent / os.fsdecode(found[1]) if found else path
-        return [named] if named != path and named.is_file() else []
-    except OSError:
-        return []  # reading it gives the verdict
-
-
 def _beside(path: Path, name: str) -> Path:
     """The data file of a detached header, which must lie in the header's folder or below it."""
     parts = PurePath(name).parts

@@ -10,7 +10,8 @@ import nibabel
 import numpy as np
 
 from monai_attention.errors import Refusal
-from monai_attention.io.cases import files_below, kind_of
+from monai_attention.io.cases import kind_of
+from monai_attention.io.files import files_below
 from monai_attention.io.geometry import corners
 from monai_attention.io.read import DEFAULTS, read_stored
 from monai_attention.io.volume import Note, ReadOptions, Volume
