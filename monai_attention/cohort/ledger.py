@@ -30,8 +30,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from monai_attention.io.itk_headers import data_files
+from monai_attention.errors import Refusal
+from monai_attention.io import itk_formats
 from monai_attention.io.process import Process
+from monai_attention.io.volume import ReadOptions
 from monai_attention.io.write import explain, sweep_leftovers
 
 logger = logging.getLogger(__name__)
@@ -208,13 +210,23 @@ def _beat(path: Path, owner: _Owner, done: threading.Event) -> None:
 def _identity(path: Path, apart: Path | None) -> list[Any]:
     path = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would stop at a loop of links
     if not path.is_dir():
-        return [str(path), *_stamp(path), *(_stamp(data) for data in data_files(path))]
+        return [str(path), *_stamp(path), *_stamp_of_voxels(path)]
     files = []
     for folder, below, names in os.walk(path):
         below[:] = [name for name in below if Path(folder, name) != apart]
         files += [Path(folder, name) for name in names]
     files.sort()
     return [str(path), [[file.relative_to(path).as_posix(), *_stamp(file)] for file in files]]
+
+
+def _stamp_of_voxels(path: Path) -> tuple[int, ...]:
+    """Of the file beside a header that lies apart from them; none where reading will refuse it."""
+    if path.suffix.lower() not in (".mhd", ".nhdr"):
+        return ()
+    try:
+        return _stamp(itk_formats.read_header(path, ReadOptions(), None).data)
+    except (Refusal, OSError):
+        return ()
 
 
 def _stamp(path: Path) -> tuple[int, int]:

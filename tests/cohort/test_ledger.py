@@ -10,6 +10,8 @@ import time
 from collections import Counter
 from dataclasses import replace
 
+import itk
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -204,14 +206,14 @@ def test_finished_means_this_fingerprint_a_whole_record_and_every_output(tmp_pat
     assert [p.name for p in tmp_path.iterdir()] == ["labels.nii.gz"]
 
 
-@pytest.mark.parametrize(
-    ("name", "line"), [("scan.mhd", "ElementDataFile = voxels.raw"), ("scan.nhdr", "data file: voxels.raw")]
-)
-def test_the_fingerprint_follows_voxels_beside_their_header(tmp_path, name, line):
-    (tmp_path / name).write_text(f"NDims = 3\n{line}\n")
-    (tmp_path / "voxels.raw").write_bytes(b"1234")
+@pytest.mark.parametrize("name", ["scan.mhd", "scan.nhdr"])
+def test_the_fingerprint_follows_voxels_beside_their_header(tmp_path, name):
+    image = itk.image_from_array(np.zeros((4, 5, 6), np.uint8))
+    itk.imwrite(image, str(tmp_path / name))
     first = fingerprint([tmp_path / name], {})
-    (tmp_path / "voxels.raw").write_bytes(b"12345")
+    assert fingerprint([tmp_path / name], {}) == first
+    (voxels,) = (path for path in tmp_path.iterdir() if path.name != name)
+    os.utime(voxels, (1, 1))
     assert fingerprint([tmp_path / name], {}) != first
 
 
