@@ -70,6 +70,18 @@ def classes(metadata: Config) -> dict[int, str]:
         raise refusal(metadata, id, "expected label values and their names", defined) from None
 
 
+def expect_names(metadata: Config) -> None:
+    """Refuse channels without a name, and names without a channel.
+
+    Raises:
+        Refusal: `E-BUNDLE-METADATA`.
+    """
+    names, channels = sorted(classes(metadata)), tensor(metadata, "outputs", "pred").get("num_channels")
+    if not isinstance(channels, int) or names != list(range(channels)):
+        message = f"channel_def names the channels {names}; num_channels of the output is {channels!r}"
+        raise Refusal("E-BUNDLE-METADATA", message, path=metadata.source)
+
+
 def plausible_volumes(metadata: Config) -> dict[str, tuple[float, float]]:
     """Class name -> smallest and largest volume in mL that is believed without a look, from `plausible_ml`.
 

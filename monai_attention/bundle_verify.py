@@ -10,7 +10,15 @@ from pathlib import Path
 
 from monai_attention import bundles
 from monai_attention.bundle_config import Config, read_config
-from monai_attention.bundle_metadata import classes, gate, plausible_reach, plausible_volumes, recorded_weights, tensor
+from monai_attention.bundle_metadata import (
+    classes,
+    expect_names,
+    gate,
+    plausible_reach,
+    plausible_volumes,
+    recorded_weights,
+    tensor,
+)
 from monai_attention.bundle_trust import scan
 from monai_attention.errors import Refusal
 
@@ -95,18 +103,11 @@ def _metadata(metadata: Config) -> str:
     if wrong:
         message = f"missing, or not of the right type: {', '.join(wrong)}"
         raise Refusal("E-BUNDLE-METADATA", message, path=metadata.source)
-    names = classes(metadata)
-    channels = tensor(metadata, "outputs", "pred")["num_channels"]
-    if not isinstance(channels, int):
-        message = f"num_channels of the output must be a whole number; got {channels!r}"
-        raise Refusal("E-BUNDLE-METADATA", message, path=metadata.source)
-    if sorted(names) != list(range(channels)):
-        message = f"channel_def names {sorted(names)}; the network has channels 0 to {channels - 1}"
-        raise Refusal("E-BUNDLE-METADATA", message, path=metadata.source)
+    expect_names(metadata)
     gate(metadata)
     plausible_volumes(metadata)
     plausible_reach(metadata)
-    return f"version {tree['version']}, {channels} channels of output"
+    return f"version {tree['version']}, {len(classes(metadata))} channels of output"
 
 
 def _changelog(metadata: Config) -> str:

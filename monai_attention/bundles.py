@@ -32,7 +32,14 @@ from monai_attention.bundle_config import (
     references,
     walk,
 )
-from monai_attention.bundle_metadata import classes, gate, plausible_reach, plausible_volumes, recorded_weights, tensor
+from monai_attention.bundle_metadata import (
+    classes,
+    expect_names,
+    gate,
+    plausible_reach,
+    plausible_volumes,
+    recorded_weights,
+)
 from monai_attention.bundle_trust import Finding, scan
 from monai_attention.errors import Refusal
 from monai_attention.io.volume import Requirements
@@ -283,7 +290,8 @@ def load(bundle: str | Path, *, trust: bool = False, overrides: Mapping[str, Any
             `E-OVERRIDE`; and those of `find` and of `monai_attention.checkpoints.load_weights`.
     """
     metadata, inference, made, sha256 = _made(bundle, "segment", trust, overrides or {})
-    _expect_one_class_a_voxel(metadata, inference)
+    expect_names(metadata)
+    _expect_one_class_a_voxel(inference)
     return LoadedBundle(
         name=metadata.source.parent.parent.name,
         version=str(metadata.tree.get("version", "")),
@@ -299,13 +307,8 @@ def load(bundle: str | Path, *, trust: bool = False, overrides: Mapping[str, Any
     )
 
 
-def _expect_one_class_a_voxel(metadata: Config, inference: Config) -> None:
-    """Refuse channels without a name, and those that have a probability of their own each: they may overlap."""
-    names, channels = classes(metadata), tensor(metadata, "outputs", "pred").get("num_channels")
-    count = channels if isinstance(channels, int) else len(names)
-    if sorted(names) != list(range(count)):
-        message = f"channel_def must name the channels 0 to {count - 1}; got {sorted(names)}"
-        raise Refusal("E-BUNDLE-METADATA", message, path=metadata.source)
+def _expect_one_class_a_voxel(inference: Config) -> None:
+    """Refuse classes that have a probability of their own each: they may overlap."""
     for id, value in walk(inference.tree):
         if is_component(value) and value.get("sigmoid") is True:
             message = f"{inference.where(id)}: expected one class a voxel, got overlapping ones (sigmoid)"
