@@ -6,9 +6,9 @@
 FOLDER holds whole-head label maps with FreeSurfer's values (see bundles/brain_mri_tissue_flexunetr/docs/README.md for
 where to get them). Everything is as in the bundle's `configs/train.json`. Drawing is measured as it is done, in one
 process with one thread (on a GPU: there), learning with all threads on images drawn before; of a step what handlers do
-after it, the moving average of the weights above all, is left out. Where drawing is the
-faster, it does not keep the network waiting; on a CPU both share its cores. Several sequences of a head count as one
-image, and so does a pair to be registered.
+after it, the moving average of the weights above all, is left out. Where drawing is the faster, it does not keep the
+network waiting; on a CPU both share its cores. Several sequences of a head count as one image, and so does a pair to be
+registered.
 """
 
 from __future__ import annotations

@@ -230,10 +230,9 @@ MERGING_ORDERS: dict[str, tuple[tuple[int, ...], ...]] = {
 
 `raster`: MONAI's `mergingv2` since 1.0. `monai_1.5`: MONAI's `merging` since 1.5. `monai_0.9`: MONAI's `merging` from
 0.9 to 1.4, which takes two neighbours twice and two never, and which the published SwinUNETR weights were trained with.
-`monai_0.9.1_v2`: MONAI 0.9.1's `mergingv2`. Grids of other dimensions have one order only.
+`monai_0.9.1_v2`: MONAI 0.9.1's `mergingv2`. Grids of other dimensions have one order only, the first axis first, as
+Swin was published and as every MONAI has it.
 """
-_FIRST_AXIS_FIRST = ((0, 0), (1, 0), (0, 1), (1, 1))
-"""That of 2-D grids, in Swin as published and in every MONAI."""
 
 
 class PatchMerging(nn.Module):
@@ -251,8 +250,8 @@ class PatchMerging(nn.Module):
         super().__init__()
         if order not in MERGING_ORDERS:
             raise ValueError(f"order must be one of {tuple(MERGING_ORDERS)}; got {order!r}")
-        raster = tuple(itertools.product((0, 1), repeat=dims))
-        self.offsets = {2: _FIRST_AXIS_FIRST, 3: MERGING_ORDERS[order]}.get(dims, raster)
+        first_axis_first = tuple(offset[::-1] for offset in itertools.product((0, 1), repeat=dims))
+        self.offsets = MERGING_ORDERS[order] if dims == 3 else first_axis_first
         self.norm = nn.LayerNorm(2**dims * hidden_size)
         self.reduction = nn.Linear(2**dims * hidden_size, 2 * hidden_size, bias=False)
 

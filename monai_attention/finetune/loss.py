@@ -98,8 +98,8 @@ class _Sums(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, labels: Tensor, ignored: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         ctx.save_for_backward(logits, labels)
         ctx.ignored = ignored
-        exactly = torch.float32 if logits.device.type == "mps" else torch.float64  # summed one voxel after the other
-        overlap, there = logits.new_zeros(2, *logits.shape[:2], dtype=exactly)
+        wide = torch.float32 if logits.device.type == "mps" else torch.float64  # summed one voxel after the other
+        overlap, there = logits.new_zeros(2, *logits.shape[:2], dtype=wide)
         predicted = logits.new_zeros(logits.shape[:2], dtype=torch.float32)
         entropy = predicted.new_zeros(())
         with torch.autocast(logits.device.type, enabled=False):
@@ -107,8 +107,8 @@ class _Sums(torch.autograd.Function):
                 exact = piece.log_softmax(dim=1)
                 right = exact.gather(1, own)
                 entropy -= (right * known).sum()
-                overlap.scatter_add_(1, own.flatten(1), (right.exp() * known).flatten(1).to(exactly))
-                there.scatter_add_(1, own.flatten(1), known.flatten(1).to(exactly))
+                overlap.scatter_add_(1, own.flatten(1), (right.exp() * known).flatten(1).to(wide))
+                there.scatter_add_(1, own.flatten(1), known.flatten(1).to(wide))
                 predicted += (exact.exp_().flatten(2) @ known.flatten(2).mT).squeeze(2)
         there = there.float()
         ctx.mark_non_differentiable(there)

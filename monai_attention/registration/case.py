@@ -118,9 +118,9 @@ def _register(pair: Pair, folder: Path, settings: Settings, phases: Phases, prog
     with phases.phase("read"):
         accepted = None if settings.bundle is None else settings.bundle.requirements
         fixed, moving = (_read(path, settings.options, accepted) for path in (pair.fixed, pair.moving))
-        lowest = {} if pair.fixed_labels is None else {"lowest": 0}  # to be counted
+        counted = pair.fixed_labels is not None
         labels, fixed_labels = (
-            None if path is None else read_label_map(path, settings.options, **lowest)
+            None if path is None else read_label_map(path, settings.options, counted=counted)
             for path in (pair.labels, pair.fixed_labels)
         )
         landmarks = None if pair.landmarks is None else read_landmarks(pair.landmarks)

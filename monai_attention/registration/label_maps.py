@@ -14,26 +14,24 @@ LARGEST = 2**24 - 1
 """Volumes are float32, which rounds larger numbers."""
 
 
-def read_label_map(path: str | Path, options: ReadOptions, *, lowest: int = -LARGEST) -> Volume:
+def read_label_map(path: str | Path, options: ReadOptions, *, counted: bool = False) -> Volume:
     """Read a label map on a grid of its own; it may be empty.
 
     Args:
         path: any format the gate reads.
         options: choices about inputs that cannot be read unambiguously.
-        lowest: value that is accepted.
+        counted: whether its voxels are to be counted, which negative labels cannot be.
 
     Raises:
         Refusal: E-LABELS, the values are not whole, too large or too low; or what reading the file raises.
     """
-    volume = read_stored(path, options)
+    volume, lowest = read_stored(path, options), 0 if counted else -LARGEST
     whole = all(np.array_equal(plane, np.rint(plane)) for plane in volume.array[0])  # of NaN it is False
     low, high = (float(bound) for bound in (volume.array.min(), volume.array.max()))
     if not whole or low < lowest or high > LARGEST:
         found = f"{low:g} to {high:g}" if whole else "fractions or NaN"
         message = f"a label map must hold whole numbers from {lowest} to {LARGEST}, got {found}"
-        remedy = (
-            "number its structures anew; what is no label map is warped as an image, by `warp` without --mode nearest"
-        )
+        remedy = "number its structures anew; if it is no label map, `warp` it without --mode nearest"
         raise Refusal("E-LABELS", message, path=volume.source, remedy=remedy)
     return volume
 

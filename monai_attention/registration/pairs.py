@@ -65,14 +65,14 @@ def find_pairs(
         given["landmarks"] = landmarks
         return [_pair({name: str(path) for name, path in given.items() if path is not None}, Path.cwd(), Path(fixed))]
     table = Path(fixed)
+    if table.suffix.lower() != ".csv":
+        message = "expected two scans, or a .csv of pairs"
+        raise Refusal("E-CSV", message, path=table, remedy="name the moving scan as well")
     if any(path is not None for path in (labels, fixed_labels, landmarks)):
         remedy = "write them into its columns labels, fixed_labels and landmarks"
         raise Refusal(
             "E-CSV", "labels and landmarks of a single pair were given beside a table", path=table, remedy=remedy
         )
-    if table.suffix.lower() != ".csv":
-        message = "expected two scans, or a .csv of pairs"
-        raise Refusal("E-CSV", message, path=table, remedy="name the moving scan as well")
     rows = _rows(table, ("fixed", "moving"), COLUMNS)
     pairs = [_pair({name: value for name, value in row.items() if value}, table.parent, table) for row in rows]
     if not pairs:

@@ -72,10 +72,8 @@ def inverse(forward: Transformation, *, start: Tensor | None = None) -> Inverse:
         return Inverse(Transformation(back), 0.0, 0.0)
     ddf, residual = invert(forward.ddf, start=start)
     size = float(forward.grid[:3, :3].norm(dim=0).max())
-    stretched = float(
-        torch.linalg.svdvals(forward.matrix[:3, :3]).max()
-    )  # what is off before A is that much more after
-    off = float(residual.max()) * size * stretched
+    stretch = float(torch.linalg.svdvals(forward.matrix[:3, :3]).max())  # of what is off, by A
+    off = float(residual.max()) * size * stretch
     folds = percent_folded(jacobian_of(forward.ddf[0].cpu().numpy(), np.eye(4)))  # volumes do not care for units
     return Inverse(Transformation(back, ddf, forward.matrix @ forward.grid), off, folds)
 

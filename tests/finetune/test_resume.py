@@ -21,6 +21,15 @@ from tests.finetune.make_dataset import put
 from tests.refusals import refusal
 
 
+def respaced(bundle, mm):
+    """Edit its preprocessing."""
+    path = bundle / "configs/inference.json"
+    inference = json.loads(path.read_text())
+    (spacing,) = (one for one in inference["preprocessing"]["transforms"] if one["_target_"] == "Spacingd")
+    spacing["pixdim"] = [mm] * 3
+    path.write_text(json.dumps(inference))
+
+
 def test_row_50_a_training_that_is_killed_goes_on_to_the_same_curve(tuned, data, source, tmp_path):
     code = "import sys; from monai_attention.finetune.run import finetune as run; a, b, c = sys.argv[1:]; "
     code += "run(a, b, source=c, epochs=3, device='cpu')"
@@ -78,16 +87,11 @@ def test_a_beginning_that_was_stopped_is_begun_again(data, source, tmp_path):
 def test_edited_preprocessing_prepares_again_before_the_first_epoch_and_is_refused_after_it(data, source, tmp_path):
     folder = tmp_path / "new"
     finetune(data, folder, source=source, seconds=1, device="cpu", plan_only=True)
-    path = folder / "configs/inference.json"
-    inference = json.loads(path.read_text())
-    (spacing,) = (one for one in inference["preprocessing"]["transforms"] if one["_target_"] == "Spacingd")
-    spacing["pixdim"] = [4.0, 4.0, 4.0]
-    path.write_text(json.dumps(inference))
+    respaced(folder, 4.0)
     assert nibabel.load(folder / "data/case0.image.nii").shape == SIZE
     assert finetune(data, folder, resume=True, device="cpu").score is not None
     assert nibabel.load(folder / "data/case0.image.nii").shape[0] == SIZE[0] // 2
-    spacing["pixdim"] = [2.0, 2.0, 2.0]
-    path.write_text(json.dumps(inference))
+    respaced(folder, 2.0)
     assert refusal(finetune, data, folder, resume=True, device="cpu").code == "E-PLAN-CHANGED"
 
 
@@ -151,11 +155,7 @@ def test_a_training_that_another_process_is_at_is_left_to_it(data, source, tmp_p
 def test_cases_that_another_process_prepares_anew_are_left_to_it(data, source, tmp_path):
     folder = tmp_path / "new"
     finetune(data, folder, source=source, epochs=1, device="cpu", plan_only=True)
-    inference = folder / "configs/inference.json"
-    edited = json.loads(inference.read_text())
-    (spacing,) = (one for one in edited["preprocessing"]["transforms"] if one["_target_"] == "Spacingd")
-    spacing["pixdim"] = [4.0, 4.0, 4.0]
-    inference.write_text(json.dumps(edited))
+    respaced(folder, 4.0)
     with ledger.claim(folder / "data"):
         assert refusal(finetune, data, folder, resume=True, device="cpu").code == "E-BUSY"
 

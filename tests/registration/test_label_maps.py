@@ -18,7 +18,7 @@ def saved(path, values):
 
 @pytest.mark.parametrize("values", [np.float32([0.5]), np.float32([np.nan]), np.uint32([312782546]), np.int32([-1])])
 def test_row_34_fractions_and_numbers_that_would_be_rounded_or_cannot_be_counted_are_refused(tmp_path, values):
-    error = refusal(read_label_map, saved(tmp_path / "labels.nii", values), DEFAULTS, lowest=0)
+    error = refusal(read_label_map, saved(tmp_path / "labels.nii", values), DEFAULTS, counted=True)
     assert error.code == "E-LABELS"
 
 
