@@ -113,7 +113,7 @@ def preflight(
     checked = []
     for case in tqdm(data.cases, desc="cases", unit="case", disable=not progress):
         checked.append(_judged(case, data, names, options, pictures))
-    checked = keep_people_apart(keep_images_apart(keep_people_apart(checked)))  # an image may tell who is who
+    checked = keep_people_apart(keep_images_apart(checked))  # an image may tell who is who
     found = {value for one in checked if one.usable and one.statistics for value in one.statistics.voxels}
     classes = data.classes or _named(sorted(found), names)
     expect_names(classes, data.source)
