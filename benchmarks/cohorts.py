@@ -25,9 +25,6 @@ MARGIN_MM = 8.0
 """Of air around the head."""
 HELD_OUT = 3
 """People, the last by number, that the source bundle has not seen: those of the test cohort."""
-TEST_SCANS = 2
-"""Of each of them."""
-
 ALIKE = FOLDED | {30: 514, 62: 514, 72: 14, 85: 530}
 """Labels that look like another: vessels like the large veins, the fifth ventricle like the third, the chiasm."""
 SKIN, FAT, BONE, MARROW, MUCOSA, MUSCLE = 511, 507, 515, 516, 509, 508
@@ -71,6 +68,7 @@ class Task:
         voxel_mm: edges of a voxel of a scan, towards right, anterior and superior.
         tumour: whether a tumour is simulated in every scan.
         skull: whether what is not `BRAIN` is seen.
+        test_scans: of each person of the test cohort.
     """
 
     classes: Mapping[str, Sequence[int]]
@@ -80,6 +78,7 @@ class Task:
     voxel_mm: tuple[float, float, float] = (2.0, 2.0, 2.0)
     tumour: bool = False
     skull: bool = True
+    test_scans: int = 2
 
 
 TASKS = {
@@ -115,6 +114,7 @@ TASKS = {
         0.03,
         tumour=True,
         skull=False,
+        test_scans=6,  # each with another tumour, which matters more than whose head it is in
     ),
 }
 """`contrast` has the classes of brain_mri_tissue_flexunetr, by its `configs/train.json`; two of `structures` are also
@@ -144,7 +144,7 @@ def make_cohorts(task: Task, maps: Sequence[Path], sizes: Sequence[int], folder:
     if not sizes or not 0 < min(sizes) <= max(sizes) <= people:
         raise ValueError(f"expected cohorts of 1 to {people} people from {len(maps)} label maps, got {list(sizes)}")
     scans = dict.fromkeys(range(1, max(sizes) + 1), (0,))
-    scans |= {person: tuple(range(1, TEST_SCANS + 1)) for person in range(people + 1, len(maps) + 1)}
+    scans |= {person: tuple(range(1, task.test_scans + 1)) for person in range(people + 1, len(maps) + 1)}
     for person, which in scans.items():
         render_files(task, maps[person - 1], person, which, folder)
     lists = {size: [(person, 0) for person in range(1, size + 1)] for size in sizes}

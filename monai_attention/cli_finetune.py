@@ -91,7 +91,6 @@ def _go_on(options: argparse.Namespace, settled: dict[str, Any], story: Mapping[
     from monai_attention.finetune.comparison import refusals, table
     from monai_attention.finetune.run import NEW
     from monai_attention.finetune.run import finetune as run
-    from monai_attention.finetune.training import outcome_of
 
     _print_story(story)
     refused = bool(story["refused"])
@@ -106,9 +105,6 @@ def _go_on(options: argparse.Namespace, settled: dict[str, Any], story: Mapping[
         return SOME_REFUSED if refused else OK
     print("\n".join(in_columns(table(found.judged))))
     print("Dice of held-out cases; in brackets 95 % intervals of the mean, by person, where there are three or more")
-    outcome = outcome_of(found.bundle, found.story["trainings"][-1])
-    if outcome and outcome["score"] is not None:
-        print("its weights were chosen by these very cases, which flatters; `evaluate` on others, or --folds, does not")
     for line in refusals(found.judged):
         print(f"without scores of {line}")
     worst = [one for one in found.judged["contenders"][NEW]["worst"] if one["dice"] is not None]

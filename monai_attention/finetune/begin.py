@@ -93,16 +93,15 @@ def begin(
     held_out = [one for one in trainings if one is not None]
     count = len(trainings) + (len(held_out) if compare else 0)
     wishes = replace(wishes, seconds=wishes.seconds and wishes.seconds / count)
-    keep = "best" if len(trainings) == 1 else "last"
     origin = DEFAULT_BUNDLE if source is None else source
     own = source is None
-    made = make_bundle(found, folder, origin, wishes, own_preprocessing=own, fold=trainings[-1], keep=keep)
+    made = make_bundle(found, folder, origin, wishes, own_preprocessing=own, fold=trainings[-1])
     if compare:
         other = replace(wishes, method="scratch")
-        make_bundle(found, scratch_of(folder), origin, other, like=made, fold=held_out[-1], keep=keep, data="../data")
+        make_bundle(found, scratch_of(folder), origin, other, like=made, fold=held_out[-1], data="../data")
     listed = write_data(found, folder, divided, options=options, progress=progress)
     for one in held_out:
-        expect_labelled(listed, folder / "data", one, chosen_by=keep == "best")
+        expect_labelled(listed, folder / "data", one, alone=len(held_out) == 1)
     contents = {one.case.id: content_of(one) for one in found.usable}
     write_json(
         folder / STORY,
@@ -111,7 +110,6 @@ def begin(
             "source_sha256": bundles.info(origin).weights_sha256,
             "source_saw": _seen_before(bundles.find(origin), contents),
             "trainings": trainings,
-            "keep": keep,
             "compare": compare,
             "plan": asdict(made.plan),
             "costs": asdict(made.costs),
@@ -150,7 +148,7 @@ def prepare_again(
     listed = write_data(found, folder, story["folds"], options=options, progress=progress)
     for one in story["trainings"]:
         if one is not None:
-            expect_labelled(listed, folder / "data", one, chosen_by=story["keep"] == "best")
+            expect_labelled(listed, folder / "data", one, alone=len(story["trainings"]) == 1)
     if story["compare"]:
         other = scratch_of(folder) / "configs/inference.json"
         write_json(other, json.loads(other.read_text(encoding="utf-8")) | preparation(folder))

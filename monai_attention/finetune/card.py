@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_attention.finetune.comparison import refusals, table
-from monai_attention.finetune.training import outcome_of, output_of
+from monai_attention.finetune.training import output_of
 from monai_attention.io.write import write_text
 from monai_attention.report.evaluation import METRICS
 
@@ -63,7 +63,7 @@ configs/train.json --bundle_root .`, and then `... run release ...`; where `runs
 
 ## Scores
 
-{_how_judged(folder, story, held_out)}
+{_how_judged(story, held_out)}
 
 {_markdown(table(judged))}
 
@@ -110,7 +110,7 @@ def _made_with(folder: Path, story: Mapping[str, Any]) -> str:
     return f"{programs}; {story['device']}.\n\n{_markdown(rows)}"
 
 
-def _how_judged(folder: Path, story: Mapping[str, Any], held_out: int) -> str:
+def _how_judged(story: Mapping[str, Any], held_out: int) -> str:
     """Whose weights were judged, and what that is worth."""
     if len(story["trainings"]) > 1:
         count = len(story["trainings"]) - 1
@@ -119,15 +119,7 @@ def _how_judged(folder: Path, story: Mapping[str, Any], held_out: int) -> str:
             "that had not seen its person. The weights in `models/` are of one more training, as long, on all cases; "
             "these scores are what is known of it."
         )
-    outcome = outcome_of(folder, story["trainings"][0])
-    assert outcome is not None
-    if outcome["score"] is None:
-        return f"Of {_cases(held_out)} held out. The weights are those of the last epoch, {outcome['epoch']}."
-    return (
-        f"Of {_cases(held_out)} held out. The weights, of epoch {outcome['epoch']}, were chosen by validation on "
-        "these very cases, so it flatters; `monai-attention evaluate` on cases that are not in `data/` does not, nor "
-        "does cross-validation (`--folds`)."
-    )
+    return f"Of {_cases(held_out)} held out: nothing was learned from them, nor were the weights chosen by them."
 
 
 def _others(judged: Mapping[str, Any]) -> list[tuple[str, ...]]:

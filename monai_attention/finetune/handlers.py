@@ -176,14 +176,16 @@ class KeepBest:
         best = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else None
         if best is not None and best["score"] > score and best["epoch"] < engine.state.epoch:
             return
-        _keep(self.path, self.network, {"score": score, "epoch": engine.state.epoch})
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(note, {"score": score, "epoch": engine.state.epoch})  # first: with it alone, the epoch is done again
+        _save(self.path, self.network)
 
 
 class KeepLast:
-    """Keeps the weights that a training ends with, whatever validation says: what is judged then was not chosen by.
+    """Keeps the weights that a training ends with, whatever validation says of them.
 
     Args:
-        path: of the weights, a plain state dict; a JSON with the epoch is beside them.
+        path: of the weights, a plain state dict.
         network: whose they are.
     """
 
@@ -197,12 +199,11 @@ class KeepLast:
 
     def __call__(self, engine: Engine) -> None:
         """Save the weights."""
-        _keep(self.path, self.network, {"score": None, "epoch": engine.state.epoch})
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        _save(self.path, self.network)
 
 
-def _keep(path: Path, network: nn.Module, told: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path.with_suffix(".json"), told)  # first: an epoch of which only this is there is done again
+def _save(path: Path, network: nn.Module) -> None:
     with replacing(path) as temporary:
         torch.save(network.state_dict(), temporary)
 

@@ -81,7 +81,6 @@ def make_bundle(
     own_preprocessing: bool = False,
     like: NewBundle | None = None,
     fold: int | None = 0,
-    keep: str = "best",
     data: str = "data",
 ) -> NewBundle:
     """Write a bundle that is ready to be trained: all but its data, see `write_data`.
@@ -94,7 +93,6 @@ def make_bundle(
         own_preprocessing: plan it by the cohort; else it is the source's, which its weights were learned with.
         like: a bundle for the same cohort; the training will be as long as its.
         fold: held out; see `recipe.train_config`.
-        keep: which weights; see `recipe.train_config`.
         data: folder of the prepared cases, from the bundle's.
 
     Raises:
@@ -136,7 +134,7 @@ def make_bundle(
         costs, plan = like.costs, as_long(like.plan, wishes.method)
     write_json(folder / "configs/inference.json", inference)
     own = {name: round(rate / plan.learning_rate, 4) for name, rate in trained.items()}
-    recipe = train_config(inference, plan, trained=own, fold=fold, keep=keep, data=data)
+    recipe = train_config(inference, plan, trained=own, fold=fold, data=data)
     write_json(folder / "configs/train.json", recipe)
     made_from = f"{loaded.name} {loaded.version}"
     begun = (

@@ -88,19 +88,19 @@ def write_prepared(
     return listed
 
 
-def expect_labelled(listed: Sequence[Mapping[str, Any]], folder: str | Path, fold: int, *, chosen_by: bool) -> None:
-    """Refuse a fold that leaves nothing to learn from, or that nothing can be chosen by.
+def expect_labelled(listed: Sequence[Mapping[str, Any]], folder: str | Path, fold: int, *, alone: bool) -> None:
+    """Refuse a fold that leaves nothing to learn from, or nothing to judge by.
 
     Args:
         listed: see `write_prepared`.
         folder: of the prepared cases.
         fold: held out.
-        chosen_by: whether weights are chosen by the cases that are held out.
+        alone: whether no other fold is held out in its turn; else the scores tell that it is empty.
 
     Raises:
         Refusal: E-FOLD, no case that is held out, or none of the others, has a labelled voxel as the network sees it.
     """
-    for held_out, told in ((True, "held out"), (False, "trained on")) if chosen_by else ((False, "trained on"),):
+    for held_out, told in ((True, "held out"), (False, "trained on")) if alone else ((False, "trained on"),):
         cases = [entry for entry in listed if (entry["fold"] == fold) == held_out]
         if not any(_classes_of(Path(folder) / entry["places"]) for entry in cases):
             named = names_of(entry["id"] for entry in cases)

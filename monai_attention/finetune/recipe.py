@@ -29,7 +29,6 @@ def train_config(
     *,
     trained: Mapping[str, float],
     fold: int | None,
-    keep: str,
     data: str = "data",
 ) -> dict[str, Any]:
     """`train.json`: trains on the crops of `data/`, in the bundle's own folder, and goes on where it was stopped.
@@ -40,7 +39,6 @@ def train_config(
         trained: the parameters that every method trains, the head's and input layers made anew, and at how many times
             `learning_rate`; from scratch those that Muon leaves to AdamW, all input layers and the head's, at one rate.
         fold: held out; None trains on all cases.
-        keep: `best` keeps the weights that the held-out cases liked best, `last` those of the last epoch.
         data: folder of the prepared cases, from the bundle's.
     """
     window = {key: value for key, value in inference["inferer"].items() if key != "progress"}
@@ -88,7 +86,6 @@ def train_config(
         "bundle_root": ".",
         "data_dir": f"$@bundle_root + '/{data}'",
         "fold": fold,
-        "keep": keep,
         "output_dir": "$@bundle_root + '/runs/' + ('all' if @fold is None else 'fold_' + str(@fold))",
         "device": "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')",
         "seed": 0,
@@ -210,8 +207,8 @@ def train_config(
                 *_tracked({"epoch_log": False, "output_transform": told}, {"close_on_complete": True}),
                 {
                     "_target_": f"{scripts}.handlers.KeepLast",
-                    "_disabled_": "$@keep == 'best' or processes.rank() > 0",
-                    "path": "$@output_dir + '/kept.pt'",
+                    "_disabled_": "$processes.rank() > 0",
+                    "path": "$@output_dir + '/last.pt'",
                     "network": "$@ema.ema_model",
                 },
             ],
@@ -263,16 +260,7 @@ def train_config(
             },
             "dataloader": {"_target_": "torch.utils.data.DataLoader", "dataset": "@validate#dataset", "batch_size": 1},
             "inferer": {"_target_": "monai_attention.inference.label_inferer.LabelInferer", "inferer": window},
-            "handlers": [
-                {
-                    "_target_": f"{scripts}.handlers.KeepBest",
-                    "_disabled_": "$@keep != 'best' or processes.rank() > 0",
-                    "path": "$@output_dir + '/kept.pt'",
-                    "network": "$@ema.ema_model",
-                    "metric": "val_mean_dice",
-                },
-                *_tracked({"iteration_log": False}, {}),
-            ],
+            "handlers": _tracked({"iteration_log": False}, {}),
             "key_metric": {
                 "val_mean_dice": {
                     "_target_": "MeanDice",
@@ -291,7 +279,7 @@ def train_config(
                 "val_handlers": "@validate#handlers",
             },
         },
-        "release": ["$release(@output_dir + '/kept.pt', @adapted, @bundle_root)"],
+        "release": ["$release(@output_dir + '/last.pt', @adapted, @bundle_root)"],
         "initialize": ["$processes.join(@device)", "$monai.utils.set_determinism(@seed)"],
         "run": [
             "$@save.attach(@train#trainer)",

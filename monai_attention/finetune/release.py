@@ -1,4 +1,4 @@
-"""From a training's best checkpoint to the weights of its bundle."""
+"""From the weights that a training ended with to those of its bundle."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from monai_attention.io.write import replacing
 
 
 def release(checkpoint: str | Path, network: nn.Module, bundle: str | Path) -> str:
-    """Put the best weights into a bundle, adapters merged: `models/model.pt`, see `checkpoints.release_weights`.
+    """Put trained weights into a bundle, adapters merged: `models/model.pt`, see `checkpoints.release_weights`.
 
     Adapters, and what was trained beside them, are also kept apart: `models/adapters.pt`, see `lora.load_lora`.
 

@@ -23,7 +23,7 @@ from monai_attention.finetune.new_bundle import Wishes, for_fold, preparation
 from monai_attention.finetune.plan import METHODS
 from monai_attention.finetune.preflight import Preflight, preflight
 from monai_attention.finetune.processes import everywhere, led
-from monai_attention.finetune.training import outcome_of, output_of, train
+from monai_attention.finetune.training import is_over, output_of, train
 from monai_attention.io.read import DEFAULTS
 from monai_attention.io.volume import ReadOptions
 from monai_attention.io.write import check_writable
@@ -178,7 +178,7 @@ def _train(folder: Path, story: Mapping[str, Any], only: int | None, device: str
         for bundle in made if fold is not None else made[:1]:
             target = _target(bundle, fold, story)
             with _alone(output_of(bundle, fold), "is at this training", "wait for it, or name another --fold"):
-                if outcome_of(bundle, fold) is None:
+                if not is_over(bundle, fold):
                     for_fold(bundle, target)
                 everywhere(train, bundle, fold, target, device=device, progress=progress)
 

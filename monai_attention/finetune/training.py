@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -16,11 +14,8 @@ from monai_attention.finetune.processes import rank
 from monai_attention.finetune.release import release
 from monai_attention.io.write import sweep_leftovers, write_text
 
-KEPT = "kept.json"
-"""Beside the weights that a training keeps: their epoch, and their score if they were chosen by it."""
-
-DONE = "done.json"
-"""The same, written when the training is over and its weights are in their bundle."""
+DONE = "done"
+"""Written when a training is over and its weights are in their bundle."""
 
 
 def output_of(bundle: Path, fold: int | None) -> Path:
@@ -28,14 +23,13 @@ def output_of(bundle: Path, fold: int | None) -> Path:
     return bundle / "runs" / ("all" if fold is None else f"fold_{fold}")
 
 
-def outcome_of(bundle: Path, fold: int | None) -> dict[str, Any] | None:
-    """`epoch` and `score` (None if the weights were not chosen by it) of a training that is over; None of another."""
-    done = output_of(bundle, fold) / DONE
-    return json.loads(done.read_text(encoding="utf-8")) if done.is_file() else None
+def is_over(bundle: Path, fold: int | None) -> bool:
+    """Whether a training has ended, and its weights are in their bundle."""
+    return (output_of(bundle, fold) / DONE).is_file()
 
 
 def train(bundle: Path, fold: int | None, target: Path, *, device: str | None = None, progress: bool = False) -> None:
-    """Train a bundle by its `configs/train.json`, or go on with it, and put the weights that it keeps into a bundle.
+    """Train a bundle by its `configs/train.json`, or go on with it, and put the weights of its end into a bundle.
 
     Args:
         bundle: folder of the bundle that has the configuration, and gets `runs/`.
@@ -54,7 +48,7 @@ def train(bundle: Path, fold: int | None, target: Path, *, device: str | None = 
         device_of(device)
     config = bundle / "configs/train.json"
     SamePlan(config, output_of(bundle, fold)).check()  # of one that is over, too: the next one is to be like it
-    if outcome_of(bundle, fold):
+    if is_over(bundle, fold):
         return
     for place in (output_of(bundle, fold), target / "models"):
         sweep_leftovers(place)
@@ -91,9 +85,9 @@ def train(bundle: Path, fold: int | None, target: Path, *, device: str | None = 
     if rank() > 0:
         return
     folder = output_of(bundle, fold)
-    release(folder / "kept.pt", parser.get_parsed_content("adapted"), target)
+    release(folder / "last.pt", parser.get_parsed_content("adapted"), target)
     workflow.finalize()
-    write_text(folder / DONE, (folder / KEPT).read_text(encoding="utf-8"))
+    write_text(folder / DONE, "")
 
 
 def _refusal_in(error: BaseException) -> Refusal | None:

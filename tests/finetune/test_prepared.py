@@ -172,9 +172,9 @@ def test_row_35_a_fold_without_labels_is_refused_on_either_side(cases, tmp_path)
     data = tmp_path / "data"
     write_nifti(cases[1].label, np.zeros(SIZE, np.float32), oblique())
     listed = prepared(cases, data)
-    expect_labelled([listed[0], listed[1] | {"fold": 0}, listed[0] | {"fold": 1}], data, 0, chosen_by=True)
+    expect_labelled([listed[0], listed[1] | {"fold": 0}, listed[0] | {"fold": 1}], data, 0, alone=True)
     for fold, told in ((1, "held out with fold 1: case1"), (0, "trained on with fold 0: case1")):
-        refused = refusal(expect_labelled, listed, data, fold, chosen_by=True)
+        refused = refusal(expect_labelled, listed, data, fold, alone=True)
         assert refused.code == "E-FOLD"
         assert told in refused.message
-    expect_labelled(listed, data, 1, chosen_by=False)  # nothing is chosen by it; it is told as empty in the scores
+    expect_labelled(listed, data, 1, alone=False)  # others judge; it is told as empty in the scores

@@ -13,7 +13,7 @@ def test_a_network_of_monai_has_right_gradients_of_thin_images_in_bfloat16():
     """See `blocks.convolution`; a plain layer would not."""
     network = {"_target_": "monai.networks.nets.BasicUNet", "features": [4, 4, 4, 4, 4, 4], "out_channels": 3}
     plan = Plan("full", (16, 16, 16), 2, 2, 2, 1, 1e-3, 0.75, mirror=False, network={})
-    parser = ConfigParser(train_config(INFERENCE | {"network_def": network}, plan, trained={}, fold=0, keep="best"))
+    parser = ConfigParser(train_config(INFERENCE | {"network_def": network}, plan, trained={}, fold=0))
     parser["device"] = torch.device("cpu")
     kinds = {type(layer) for layer in parser.get_parsed_content("network").modules()}
     assert nn.ConvTranspose3d in kinds

@@ -12,7 +12,6 @@ import nibabel
 import numpy as np
 import torch
 
-from monai_attention.cli import main
 from monai_attention.cohort import ledger
 from monai_attention.finetune.begin import STORY
 from monai_attention.finetune.run import finetune
@@ -139,7 +138,7 @@ def test_row_50_a_checkpoint_that_was_cut_off_is_passed_over(data, source, tmp_p
     losses = (folder / "runs/fold_0/epochs.csv").read_text().splitlines()
     newest = folder / "runs/fold_0/checkpoint_epoch=2.pt"
     os.truncate(newest, newest.stat().st_size // 2)
-    (folder / "runs/fold_0/done.json").unlink()
+    (folder / "runs/fold_0/done").unlink()
     finetune(data, folder, resume=True, device="cpu")
     again = (folder / "runs/fold_0/epochs.csv").read_text().splitlines()
     assert [row.split(",")[1] for row in again] == [row.split(",")[1] for row in losses]
@@ -160,14 +159,14 @@ def test_cases_that_another_process_prepares_anew_are_left_to_it(data, source, t
         assert refusal(finetune, data, folder, resume=True, device="cpu").code == "E-BUSY"
 
 
-def test_edited_to_keep_the_last_weights_it_says_so(data, source, tmp_path, capsys):
-    how = [str(data), "-o", str(tmp_path / "new"), "--from", str(source), "--time", "1s", "--device", "cpu", "-q"]
-    assert main(["finetune", *how, "--plan-only"]) == 0
-    path = tmp_path / "new/configs/train.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"keep": "last"}))
-    assert main(["finetune", *how, "--resume"]) == 0
-    assert "which flatters" not in capsys.readouterr().out
-    assert "those of the last epoch" in (tmp_path / "new/docs/README.md").read_text()
+def test_killed_after_its_last_epoch_it_ends_the_same(tuned, data, tmp_path):
+    folder = shutil.copytree(tuned.bundle, tmp_path / tuned.bundle.name)
+    for name in ("done", "last.pt", "merged.pt"):
+        (folder / "runs/fold_0" / name).unlink()
+    (folder / "models/model.pt").unlink()
+    finetune(data, folder, resume=True, device="cpu")
+    one, other = (torch.load(made / "models/model.pt", weights_only=True) for made in (tuned.bundle, folder))
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_what_was_refused_before_its_plan_can_be_begun_better(data, source, tmp_path):

@@ -21,7 +21,7 @@ def recipe(tmp_path):
     (folder / "data").mkdir()
     (folder / "data/cases.json").write_text(json.dumps([{"id": "a", "fold": 0}, {"id": "b", "fold": 1}]))
     plan = Plan("full", (16, 16, 16), 2, 2, 2, 1, 1e-3, 0.75, mirror=False, network={})
-    parser = ConfigParser(train_config(INFERENCE, plan, trained={}, fold=0, keep="best"))
+    parser = ConfigParser(train_config(INFERENCE, plan, trained={}, fold=0))
     parser["bundle_root"] = str(folder)
     parser.parse()
     return parser
@@ -43,7 +43,7 @@ def handlers(recipe):
 def test_what_is_switched_off_is_not_imported(recipe, broken, tmp_path):
     recipe["tensorboard"] = False
     recipe.parse()
-    assert {"StopOnNonFinite", "EpochTable", "KeepBest"} <= handlers(recipe)
+    assert {"StopOnNonFinite", "EpochTable", "KeepLast"} <= handlers(recipe)
     assert not handlers(recipe) & EXTRAS
     assert recipe.get_parsed_content("writer") is None
     assert not (tmp_path / "bundle/runs").exists()
