@@ -38,8 +38,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # for `python benchmarks/
 
 from benchmarks.cohorts import HELD_OUT, TASKS, cohort, make_cohorts
 from benchmarks.networks import save
-from benchmarks.side_by_side import Settings as Machine
-from benchmarks.side_by_side import machine
+from benchmarks.side_by_side import Machine, machine
 from monai_attention import DEFAULT_BUNDLE, bundles
 from monai_attention.cohort.phases import peak_bytes
 from monai_attention.finetune.begin import STORY

@@ -31,8 +31,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for `python benchmarks/inference.py`
 
 from benchmarks.networks import save
-from benchmarks.side_by_side import Settings as Machine
-from benchmarks.side_by_side import machine, peak_memory
+from benchmarks.side_by_side import Machine, machine, peak_memory
 
 BUNDLE = Path(__file__).parent.parent / "bundles/brain_mri_tissue_flexunetr"
 
@@ -76,7 +75,7 @@ def ours(classes: int, shape: tuple[int, ...], air: float, skip: bool) -> tuple[
     """From an image in memory to a label file."""
     from monai_attention.inference.labels import LabelsOnGrid
     from monai_attention.inference.sliding_window import stream
-    from monai_attention.inference.windows import Background, Settings
+    from monai_attention.inference.windows import Background, WindowSettings
     from monai_attention.io.write import write_labels
 
     image, network, computed = volume(shape, air), OneConvolution(classes).eval(), []
@@ -85,7 +84,7 @@ def ours(classes: int, shape: tuple[int, ...], air: float, skip: bool) -> tuple[
         computed.append(len(windows))
         return [network(windows)]
 
-    settings = Settings(64, 1, 0.25, "gaussian", background=Background(-5) if skip else None)
+    settings = WindowSettings(64, 1, 0.25, "gaussian", background=Background(-5) if skip else None)
     start = time.perf_counter()
     layout = settings.layout(shape)
     labels = LabelsOnGrid(layout.order, shape, np.eye(4), np.eye(4), shape)

@@ -28,7 +28,7 @@ from monai.networks.nets.voxelmorph import VoxelMorph
 from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
 
-from benchmarks.side_by_side import FORWARD, TRAINING, Contestant, Measured, Settings, compare, machine, profile
+from benchmarks.side_by_side import FORWARD, TRAINING, Contestant, Machine, Measured, compare, machine, profile
 from benchmarks.side_by_side import largest_difference as difference
 from monai_attention import FlexSwinUNETR, FlexUNETR, MBANet, NNFormer, TransMorph, accelerate
 from monai_attention.blocks.swin import SwinBlock, WindowAttention
@@ -243,7 +243,7 @@ def _window_attention_flops(q, k, v, bias, num_heads, window, shift, keep, **_) 
     )
 
 
-def measure(case: Case, settings: Settings) -> dict[str, dict[str, Measured]]:
+def measure(case: Case, settings: Machine) -> dict[str, dict[str, Measured]]:
     """All contestants of a case, by mode and name.
 
     Raises:
@@ -302,7 +302,7 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="only print where the time of a forward goes")
     parser.add_argument("--save", action="store_true", help="into README.md and numbers.json beside this file")
     arguments = parser.parse_args()
-    settings = Settings(arguments.device, arguments.threads, arguments.bfloat16, arguments.rounds)
+    settings = Machine(arguments.device, arguments.threads, arguments.bfloat16, arguments.rounds)
     where = (
         f"{machine(settings)}, torch {torch.__version__}, MONAI {version('monai')}, Python {platform.python_version()}"
     )

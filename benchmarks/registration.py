@@ -33,8 +33,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for `python benchmarks/registration.py`
 
 from benchmarks.networks import save
-from benchmarks.side_by_side import Settings as Machine
-from benchmarks.side_by_side import machine
+from benchmarks.side_by_side import Machine, machine
 from monai_attention import bundles
 
 STRUCTURES = (2, 3, 4, 5, 7, 8, 10, 11, 12, 13, 17, 18, 26, 28, 41, 42, 43, 44, 46, 47, 49, 50, 51, 52, 53, 54, 58, 60)

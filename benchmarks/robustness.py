@@ -32,8 +32,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # for `python benchmarks/
 from benchmarks import cohorts
 from benchmarks.cohorts import FLUID, GREY, HELD_OUT, LIKE_FLAIR, LIKE_T1, LIKE_T2, WHITE, Task
 from benchmarks.networks import save
-from benchmarks.side_by_side import Settings as Machine
-from benchmarks.side_by_side import machine
+from benchmarks.side_by_side import Machine, machine
 from monai_attention import DEFAULT_BUNDLE, bundles
 from monai_attention.finetune.evaluate import evaluate
 from monai_attention.finetune.evaluation import Evaluation

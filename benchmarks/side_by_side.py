@@ -48,7 +48,7 @@ class Contestant:
 
 
 @dataclass(frozen=True)
-class Settings:
+class Machine:
     """Where and how: device, threads of the CPU, bfloat16 autocast or not, and how many timed calls."""
 
     device: str = "cpu"
@@ -84,7 +84,7 @@ class Measured:
 
 
 def compare(
-    contestants: tuple[Contestant, ...], shape: tuple[int, ...], mode: str, settings: Settings
+    contestants: tuple[Contestant, ...], shape: tuple[int, ...], mode: str, settings: Machine
 ) -> dict[str, Measured]:
     """Measure all contestants that take part in a mode, on the same input, by turns.
 
@@ -92,7 +92,7 @@ def compare(
         contestants: see `Contestant`.
         shape: of the input.
         mode: `FORWARD` (evaluation, no gradients) or `TRAINING` (forward and backward, no optimiser).
-        settings: see `Settings`.
+        settings: see `Machine`.
 
     Raises:
         RuntimeError: a contestant's process died.
@@ -129,7 +129,7 @@ def _receive(name: str, connection: Connection) -> Any:
 
 
 def _serve(
-    connection: Connection, make: Callable[[], nn.Module], shape: tuple[int, ...], mode: str, settings: Settings
+    connection: Connection, make: Callable[[], nn.Module], shape: tuple[int, ...], mode: str, settings: Machine
 ) -> None:
     """What a contestant's process does: count once, then time as often as it is told to."""
     importlib.import_module("torch._dynamo")  # torch does so when it first needs it: not what we measure
@@ -154,23 +154,23 @@ def _serve(
         connection.send(time.perf_counter() - start)
 
 
-def _call(module: nn.Module, image: Tensor, settings: Settings) -> Tensor:
+def _call(module: nn.Module, image: Tensor, settings: Machine) -> Tensor:
     with torch.autocast(settings.device, torch.bfloat16, enabled=settings.bfloat16):
         output = module(image)
     return output[0] if isinstance(output, (tuple, list)) else output
 
 
-def _forward(module: nn.Module, image: Tensor, settings: Settings) -> None:
+def _forward(module: nn.Module, image: Tensor, settings: Machine) -> None:
     with torch.no_grad():
         _call(module, image, settings)
 
 
-def _training_step(module: nn.Module, image: Tensor, settings: Settings) -> None:
+def _training_step(module: nn.Module, image: Tensor, settings: Machine) -> None:
     module.zero_grad(set_to_none=True)
     _call(module, image, settings).float().square().mean().backward()
 
 
-def count(module: nn.Module, image: Tensor, settings: Settings) -> tuple[int, int, int, list[float]]:
+def count(module: nn.Module, image: Tensor, settings: Machine) -> tuple[int, int, int, list[float]]:
     """What can be counted in one forward.
 
     Returns:
@@ -242,7 +242,7 @@ def _wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def profile(contestant: Contestant, shape: tuple[int, ...], settings: Settings) -> str:
+def profile(contestant: Contestant, shape: tuple[int, ...], settings: Machine) -> str:
     """Which operators the time of a forward goes into: the eight that take most of it, and their share."""
     torch.set_num_threads(settings.threads)
     module, image = contestant.make().to(settings.device).eval(), torch.randn(shape).to(settings.device)
@@ -261,7 +261,7 @@ def largest_difference(a: Measured, b: Measured) -> float:
     return math.sqrt(sum((x - y) ** 2 for x, y in zip(a.probe, b.probe, strict=True))) / max(size, 1e-12)
 
 
-def machine(settings: Settings) -> str:
+def machine(settings: Machine) -> str:
     """The machine in words."""
     if settings.device.startswith("cuda"):
         return torch.cuda.get_device_name(settings.device)

@@ -27,8 +27,7 @@ from torch.utils.data import default_collate
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for `python benchmarks/training.py`
 
 from benchmarks.networks import save
-from benchmarks.side_by_side import Settings as Machine
-from benchmarks.side_by_side import machine
+from benchmarks.side_by_side import Machine, machine
 from monai_attention import bundles
 
 BUNDLES = (

@@ -188,12 +188,12 @@ def _prepared(
     """The function that runs a case; imports torch and monai, which takes seconds."""
     from monai_attention.cohort.device import device_of
     from monai_attention.finetune.evaluate_case import Task, run_case
-    from monai_attention.inference.case import Settings
+    from monai_attention.inference.case import CaseSettings
 
     place = device_of(way.device)
     loaded = bundles.load(bundle, trust=way.trust_bundle)
     loaded.network.to(place)
-    settings = Settings(loaded, place, way.options, stopped=stopped)
+    settings = CaseSettings(loaded, place, way.options, stopped=stopped)
     task: Task = Task(len(found.data.channels), found.classes, labels)
     return functools.partial(run_case, settings=settings, task=task, progress=way.progress)
 

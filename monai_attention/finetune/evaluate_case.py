@@ -14,7 +14,7 @@ from monai_attention.cohort.verdict import judged
 from monai_attention.finetune.labelled import LabelledCase
 from monai_attention.finetune.load import load
 from monai_attention.finetune.scores import Scores, scores, tolerance_of
-from monai_attention.inference.case import Settings, predict_in_turn
+from monai_attention.inference.case import CaseSettings, predict_in_turn
 from monai_attention.io.content import examine, unstated_orientation
 from monai_attention.io.volume import Requirements, Volume
 from monai_attention.report.disagreement import disagreement
@@ -40,7 +40,7 @@ class Task:
 
 
 def run_case(
-    case: LabelledCase, folder: Path, settings: Settings, task: Task, *, progress: bool = False
+    case: LabelledCase, folder: Path, settings: CaseSettings, task: Task, *, progress: bool = False
 ) -> dict[str, Any]:
     """Score one case; whatever goes wrong with it becomes its verdict.
 

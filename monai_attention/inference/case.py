@@ -40,7 +40,7 @@ OUTPUTS = {
 
 
 @dataclass(frozen=True)
-class Settings:
+class CaseSettings:
     """What all cases of a run share.
 
     Args:
@@ -66,7 +66,7 @@ class Settings:
     stopped: threading.Event = field(default_factory=threading.Event)
 
 
-def run_case(case: Case, folder: Path, settings: Settings, *, progress: bool = False) -> dict[str, Any]:
+def run_case(case: Case, folder: Path, settings: CaseSettings, *, progress: bool = False) -> dict[str, Any]:
     """Segment one case into its folder; whatever goes wrong with it becomes its verdict.
 
     Returns:
@@ -87,7 +87,7 @@ def run_case(case: Case, folder: Path, settings: Settings, *, progress: bool = F
     return record | judged(work, path=case.path, folder=folder, files=OUTPUTS, phases=phases)
 
 
-def predict_in_turn(name: str, volume: Volume, settings: Settings, phases: Phases, *, progress: bool) -> Prediction:
+def predict_in_turn(name: str, volume: Volume, settings: CaseSettings, phases: Phases, *, progress: bool) -> Prediction:
     """Predict as soon as it is this case's turn on the device; `name` is for the bar."""
     with settings.network_turn, _window_bar(name, progress, settings.stopped) as on_window:
         if settings.stopped.is_set():
@@ -104,7 +104,7 @@ def predict_in_turn(name: str, volume: Volume, settings: Settings, phases: Phase
 
 
 def _segment_case(
-    case: Case, folder: Path, settings: Settings, phases: Phases, scratch: Path, progress: bool
+    case: Case, folder: Path, settings: CaseSettings, phases: Phases, scratch: Path, progress: bool
 ) -> dict[str, Any]:
     bundle, options = settings.bundle, settings.options
     with phases.phase("read"):
@@ -114,7 +114,9 @@ def _segment_case(
         return _write_case(case, folder, settings, volume, prediction)
 
 
-def _write_case(case: Case, folder: Path, settings: Settings, volume: Volume, prediction: Prediction) -> dict[str, Any]:
+def _write_case(
+    case: Case, folder: Path, settings: CaseSettings, volume: Volume, prediction: Prediction
+) -> dict[str, Any]:
     """Write the outputs of a case; the part of its record that they fill."""
     bundle, labels = settings.bundle, prediction.labels
     kinds = ["labels", "classes", "volumes", "preview"]

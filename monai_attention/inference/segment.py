@@ -24,7 +24,7 @@ from monai_attention.report.page import write_report
 from monai_attention.report.tables import write_volumes
 
 if TYPE_CHECKING:
-    from monai_attention.inference.case import Settings
+    from monai_attention.inference.case import CaseSettings
 
 FORMATS = ("nifti", "dicom-seg")
 CASES_AT_A_TIME = 3
@@ -125,7 +125,7 @@ def segment(
     return results
 
 
-def _prepared(load: Callable[[], Settings], progress: bool, stopped: threading.Event) -> RunCase:
+def _prepared(load: Callable[[], CaseSettings], progress: bool, stopped: threading.Event) -> RunCase:
     """The function that runs a case."""
     from monai_attention.inference.case import run_case
 
@@ -140,17 +140,17 @@ def _settings(
     device: str | None,
     options: ReadOptions,
     kinds: tuple[tuple[str, ...], bool],
-) -> Settings:
+) -> CaseSettings:
     """Load the bundle; imports torch and monai, which takes seconds."""
     from monai_attention.cohort.device import device_of
-    from monai_attention.inference.case import Settings
+    from monai_attention.inference.case import CaseSettings
 
     first, *others = [device_of(name.strip()) for name in device.split(",")] if device else [device_of(None)]
     loaded = bundles.load(bundle, trust=trust, overrides=overrides)
     replicas = [(copy.deepcopy(loaded.network).to(place), place) for place in others]
     loaded.network.to(first)
     formats, uncertainty = kinds
-    return Settings(loaded, first, options, formats, uncertainty, replicas, overrides)
+    return CaseSettings(loaded, first, options, formats, uncertainty, replicas, overrides)
 
 
 def _fingerprint(case: Case, parameters: Mapping[str, Any], output: Path) -> str:

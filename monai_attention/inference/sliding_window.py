@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from monai_attention.cohort.phases import is_out_of_memory
 from monai_attention.inference.window_batches import Computed, Predict, WindowBatches, all_channels
-from monai_attention.inference.windows import Background, BlendedSum, Layout, Settings, rows, sum_bytes
+from monai_attention.inference.windows import Background, BlendedSum, Layout, WindowSettings, rows, sum_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Piece(NamedTuple):
 def stream(
     image: Tensor,
     predict: Predict | Sequence[Predict],
-    settings: Settings,
+    settings: WindowSettings,
     on_window: OnWindow = lambda total: None,
 ) -> Iterator[list[Piece]]:
     """Compute the windows of an image, and hand out parts of the outputs as soon as they are finished.
@@ -60,7 +60,7 @@ def stream(
         image: (C, *S), one to three spatial axes; it is not written to.
         predict: the network; called with at most `sw_batch_size` windows. Several of them, one on each of several
             devices say, compute at the same time, each in a thread of its own.
-        settings: see `Settings`.
+        settings: see `WindowSettings`.
         on_window: progress.
 
     Yields:
@@ -144,8 +144,8 @@ class StreamingInferer(inferers.SlidingWindowInferer):
             bounded and weights are kept in any case.
         even: see `windows.window_starts`.
         stretch: see `windows.Layout`.
-        mirror_axes: see `Settings`.
-        background: see `Settings`.
+        mirror_axes: see `WindowSettings`.
+        background: see `WindowSettings`.
         bfloat16: let the network compute in bfloat16 where it can. Faster on GPUs, and on CPUs that have instructions
             for it; much slower on others.
         kwargs: those of MONAI's.
@@ -204,11 +204,11 @@ class StreamingInferer(inferers.SlidingWindowInferer):
         return tree_unflatten(results, structure)
 
 
-def settings_of(inferer: inferers.SlidingWindowInferer) -> Settings:
+def settings_of(inferer: inferers.SlidingWindowInferer) -> WindowSettings:
     """What MONAI's inferer, or ours, was told."""
     ours = ("even", "stretch", "mirror_axes", "background")
     extra = {name: getattr(inferer, name) for name in ours if isinstance(inferer, StreamingInferer)}
-    return Settings(
+    return WindowSettings(
         roi_size=inferer.roi_size,
         sw_batch_size=inferer.sw_batch_size,
         overlap=inferer.overlap,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from monai_attention.cohort.phases import is_out_of_memory
 from monai_attention.inference.uncertainty import disagreement
-from monai_attention.inference.windows import Layout, Settings
+from monai_attention.inference.windows import Layout, WindowSettings
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ Predict = Callable[[Tensor, list[tuple[slice, ...]]], Sequence[Tensor]]
 class WindowBatches:
     """Computes windows of an image, as many at a time as memory allows, on as many devices as there are."""
 
-    def __init__(self, image: Tensor, layout: Layout, predicts: Sequence[Predict], settings: Settings) -> None:
+    def __init__(self, image: Tensor, layout: Layout, predicts: Sequence[Predict], settings: WindowSettings) -> None:
         if any(map(any, layout.pads)):
             pads = [p for pair in reversed(layout.pads) for p in pair]
             image = F.pad(image[None], pads, mode=settings.padding_mode, value=settings.cval)[0]
@@ -123,7 +123,7 @@ class WindowBatches:
         return self.layout.box_back([slice(x, x + r) for x, r in zip(corner, roi, strict=True)])
 
 
-def _mirrored(predict: Predict, settings: Settings) -> Predict:
+def _mirrored(predict: Predict, settings: WindowSettings) -> Predict:
     """Mean over the windows mirrored along each combination of axes, and mirrored back; one combination at a time."""
     axes = settings.mirror_axes
     flips = [[2 + a for a in some] for k in range(len(axes) + 1) for some in itertools.combinations(axes, k)]

@@ -136,7 +136,7 @@ class Background:
 
 
 @dataclass(frozen=True)
-class Settings:
+class WindowSettings:
     """How windows are laid and blended; the first seven are those of MONAI's `SlidingWindowInferer`.
 
     Args:

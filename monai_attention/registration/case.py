@@ -72,7 +72,7 @@ FIELD = {"affine": "affine registration", "network": "network's field", "optimis
 
 
 @dataclass(frozen=True)
-class Settings:
+class PairSettings:
     """What all pairs of a run share.
 
     Args:
@@ -92,7 +92,7 @@ class Settings:
     stopped: threading.Event = field(default_factory=threading.Event)
 
 
-def run_pair(pair: Pair, folder: Path, settings: Settings, *, progress: bool = False) -> dict[str, Any]:
+def run_pair(pair: Pair, folder: Path, settings: PairSettings, *, progress: bool = False) -> dict[str, Any]:
     """Register one pair into its folder; whatever goes wrong with it becomes its verdict.
 
     Returns:
@@ -114,7 +114,7 @@ def run_pair(pair: Pair, folder: Path, settings: Settings, *, progress: bool = F
     return record | judged(work, path=pair.moving, folder=folder, files=OUTPUTS, phases=phases)
 
 
-def _register(pair: Pair, folder: Path, settings: Settings, phases: Phases, progress: bool) -> dict[str, Any]:
+def _register(pair: Pair, folder: Path, settings: PairSettings, phases: Phases, progress: bool) -> dict[str, Any]:
     with phases.phase("read"):
         accepted = None if settings.bundle is None else settings.bundle.requirements
         fixed, moving = (_read(path, settings.options, accepted) for path in (pair.fixed, pair.moving))

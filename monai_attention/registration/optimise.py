@@ -26,7 +26,7 @@ STAGE = "deformation"
 
 
 @dataclass(frozen=True)
-class Settings:
+class FlowSettings:
     """How the field is sought.
 
     Args:
@@ -68,7 +68,7 @@ class Optimised:
 def optimise(
     moving: Tensor,
     fixed: Tensor,
-    settings: Settings,
+    settings: FlowSettings,
     *,
     initial: Tensor | None = None,
     mask: Tensor | None = None,
@@ -79,7 +79,7 @@ def optimise(
     Args:
         moving: shape (1, C, *S).
         fixed: shape (1, C, *S).
-        settings: see `Settings`.
+        settings: see `FlowSettings`.
         initial: ddf to begin from, shape (1, n, *S).
         mask: where the images are compared, above 0.5, shape (1, 1, *S); None: everywhere.
         on_step: progress.
@@ -168,7 +168,7 @@ class _Level:
         initial: Tensor | None,
         mask: Tensor | None,
         factor: int,
-        settings: Settings,
+        settings: FlowSettings,
     ) -> None:
         self.settings = settings
         self.size = [max(4, round(n / factor)) for n in fixed.shape[2:]]

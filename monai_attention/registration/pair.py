@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from monai_attention.cohort.phases import Phases
 from monai_attention.registration.affine import Affine, register_affine
 from monai_attention.registration.fields import warp
-from monai_attention.registration.optimise import Settings, optimise, whole_ddf
+from monai_attention.registration.optimise import FlowSettings, optimise, whole_ddf
 from monai_attention.registration.progress import OnStep, untold
 from monai_attention.registration.recognised import Recognise, overlap, pose
 from monai_attention.registration.scan import Scan, affine_of_grid, coarser, normalised, part_of
@@ -127,7 +127,7 @@ def register_pair(fixed: Scan, moving: Scan, plan: Plan, phases: Phases, *, on_s
     if plan.steps:
         coarsest_mm = COARSEST_MM if ddf is None else COARSEST_AFTER_NETWORK_MM
         factors = [factor for factor in (8, 4, 2) if factor * plan.spacing <= coarsest_mm]
-        settings = Settings(
+        settings = FlowSettings(
             judge.unlike,
             weight=WEIGHTS[name],
             factors=[*factors, 1],

@@ -124,7 +124,7 @@ def _prepared(
 ) -> RunCase:
     """The function that registers a pair; imports torch, which takes seconds."""
     from monai_attention.cohort.device import device_of
-    from monai_attention.registration.case import Settings, run_pair
+    from monai_attention.registration.case import PairSettings, run_pair
     from monai_attention.registration.network import network_of, recognise_of
     from monai_attention.registration.pair import Plan
 
@@ -133,7 +133,7 @@ def _prepared(
     network = None if bundle is None else network_of(bundle.model.to(place), bundle.spacing_mm)
     recognise = None if bundle is None else recognise_of(bundle.model, bundle.spacing_mm)
     plan = Plan(**choices, network=network, recognise=recognise)
-    settings = Settings(plan, place, options, bundle, inverse, stopped)
+    settings = PairSettings(plan, place, options, bundle, inverse, stopped)
     return functools.partial(run_pair, settings=settings, progress=progress)
 
 

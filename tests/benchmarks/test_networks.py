@@ -2,9 +2,9 @@ import pytest
 
 from benchmarks import networks
 from benchmarks.networks import Case, table
-from benchmarks.side_by_side import FORWARD, TRAINING, Measured, Settings
+from benchmarks.side_by_side import FORWARD, TRAINING, Machine, Measured
 
-SETTINGS = Settings(rounds=1)
+SETTINGS = Machine(rounds=1)
 
 
 def measured(seconds, saved):

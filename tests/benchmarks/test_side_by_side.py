@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.side_by_side import FORWARD, TRAINING, Contestant, Settings, compare, count
+from benchmarks.side_by_side import FORWARD, TRAINING, Contestant, Machine, compare, count
 
-SETTINGS = Settings(rounds=1)
+SETTINGS = Machine(rounds=1)
 
 
 class Exponential(nn.Module):

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy
 
-from benchmarks.side_by_side import Settings, count
+from benchmarks.side_by_side import Machine, count
 from monai_attention.blocks import recompute
 from monai_attention.blocks.attention import TransformerBlock
 from monai_attention.blocks.recompute import run
@@ -24,7 +24,7 @@ class Recomputed(nn.Module):
 
 def saved(module, x):
     """Numbers kept for the backward pass, the input left out."""
-    return count(module, x, Settings())[0] // 4
+    return count(module, x, Machine())[0] // 4
 
 
 def test_what_is_kept_of_a_transformer_block():

@@ -9,12 +9,12 @@ from monai_attention.inference.labels import LabelsOnGrid, aligned
 from monai_attention.inference.resample import labels_on_grid, map_on_grid
 from monai_attention.inference.sliding_window import stream
 from monai_attention.inference.uncertainty import entropy
-from monai_attention.inference.windows import Layout, Settings
+from monai_attention.inference.windows import Layout, WindowSettings
 
 
 def on_grid(logits, affine, target_affine, target_shape, roi=4, sum_bytes=0.0, further=None):
     """`LabelsOnGrid` of logits that come in pieces, and with a further map its and the entropy's."""
-    choices = Settings(roi, overlap=0.5, sum_bytes=sum_bytes)
+    choices = WindowSettings(roi, overlap=0.5, sum_bytes=sum_bytes)
     shape = logits.shape[1:]
     order = Layout(shape, roi, 0.5).order
     maps = [] if further is None else ["entropy", "further"]

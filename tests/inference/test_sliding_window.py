@@ -12,7 +12,7 @@ from torch import nn
 from monai_attention.inference import sliding_window as module
 from monai_attention.inference.sliding_window import StreamingInferer, assembled, settings_of, stream
 from monai_attention.inference.uncertainty import disagreement
-from monai_attention.inference.windows import Background, Settings
+from monai_attention.inference.windows import Background, WindowSettings
 
 
 def two_classes(windows, *_):
@@ -37,7 +37,7 @@ def test_it_equals_monai(task, sum_bytes):
     size, roi, overlap, mode, batch = task
     image = torch.randn(2, *size, generator=torch.Generator().manual_seed(0))
     expected = sliding_window_inference(image[None], roi, batch, two_classes, overlap=overlap, mode=mode)[0]
-    choices = Settings(roi, batch, overlap, mode, sum_bytes=sum_bytes)
+    choices = WindowSettings(roi, batch, overlap, mode, sum_bytes=sum_bytes)
     result = torch.full_like(expected, torch.nan)
     for (piece,) in stream(image, lambda windows, _: [two_classes(windows)], choices):
         assert result[(slice(None), *piece.box)].isnan().all()  # nothing is handed out twice
@@ -55,7 +55,7 @@ def test_row_29_only_the_overlap_of_two_rows_is_held(monkeypatch):
 
     monkeypatch.setattr(module, "BlendedSum", Recorded)
     for length in (40, 400):
-        list(stream(torch.zeros(1, 20, length, 24), lambda w, _: [w], Settings(8, overlap=0.5, sum_bytes=0)))
+        list(stream(torch.zeros(1, 20, length, 24), lambda w, _: [w], WindowSettings(8, overlap=0.5, sum_bytes=0)))
     assert made == [[2 * 4 * 8 * 20, 2 * 4 * 24 * 20]] * 2
 
 
@@ -123,7 +123,7 @@ def test_it_stands_in_for_monais_with_its_arguments():
 
 def test_what_monais_inferer_was_told_is_kept():
     inferer = SlidingWindowInferer((8, 9), 3, 0.5, "gaussian", 0.2, "replicate", 7.0, device="cpu")
-    assert settings_of(inferer) == Settings((8, 9), 3, 0.5, "gaussian", 0.2, "replicate", 7.0, sum_device="cpu")
+    assert settings_of(inferer) == WindowSettings((8, 9), 3, 0.5, "gaussian", 0.2, "replicate", 7.0, sum_device="cpu")
 
 
 def test_outputs_of_another_size_than_windows_are_refused():
@@ -147,7 +147,7 @@ def test_mirrored_windows_are_averaged():
 @pytest.mark.parametrize("axes", [(0, 1), ()])
 def test_how_much_mirrored_windows_disagree(axes):
     image = torch.randn(1, 12, 10)
-    choices = Settings((12, 10), mirror_axes=axes, disagreement=True)
+    choices = WindowSettings((12, 10), mirror_axes=axes, disagreement=True)
     logits, found = assembled(stream(image, lambda windows, _: [two_classes(windows)], choices))
     flips = ([], [2], [3], [2, 3]) if axes else ([],)
     each = [two_classes(image[None].flip(f)).flip(f)[0] for f in flips]
@@ -159,7 +159,7 @@ def test_how_much_mirrored_windows_disagree(axes):
 def test_where_no_window_is_computed_none_disagree():
     image = torch.zeros(1, 8, 32)
     image[:, :, 20:] = 1
-    choices = Settings(8, overlap=0, mirror_axes=(0,), disagreement=True, background=Background(0.5))
+    choices = WindowSettings(8, overlap=0, mirror_axes=(0,), disagreement=True, background=Background(0.5))
     logits, found = assembled(stream(image, lambda windows, _: [two_classes(windows)], choices))
     assert (logits[0, :, :16] == 20).all()
     assert (found[0, :, :16] == 0).all()
@@ -175,7 +175,7 @@ def test_several_predictors_share_the_windows(room):
     def predict(network):
         return lambda windows, _: grads.append(torch.is_grad_enabled()) or [network(windows)]
 
-    choices = Settings(8, 2, 0)
+    choices = WindowSettings(8, 2, 0)
     (result,) = assembled(stream(image, [predict(network) for network in networks], choices))
     torch.testing.assert_close(result[None], sliding_window_inference(image[None], (8, 8), 1, two_classes, overlap=0))
     computed = [sum(n for n in network.sizes if n <= network.room) for network in networks]
@@ -210,7 +210,7 @@ def test_outputs_are_kept_no_longer_than_needed():
         made.append(weakref.ref(output))
         return [output]
 
-    list(stream(torch.zeros(1, 8, 80), network, Settings(8, 2, 0)))
+    list(stream(torch.zeros(1, 8, 80), network, WindowSettings(8, 2, 0)))
     assert alive == [0] * 5
 
 

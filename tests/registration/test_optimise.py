@@ -4,7 +4,7 @@ import torch
 from monai_attention.registration import parts
 from monai_attention.registration.fields import integrate, jacobian_determinant, resize_ddf, warp
 from monai_attention.registration.local_correlation import LocalCorrelation
-from monai_attention.registration.optimise import Settings, folded, optimise, unfolded, whole_ddf
+from monai_attention.registration.optimise import FlowSettings, folded, optimise, unfolded, whole_ddf
 from tests.registration.test_fields import smooth
 
 SIZE = (20, 24, 22)
@@ -20,7 +20,7 @@ def pair(amplitude=2.0):
 
 
 def settings(**changes):
-    return Settings(
+    return FlowSettings(
         **{"similarity": LocalCorrelation(5), "weight": 0.05, "factors": (2, 1), "steps": (30, 30), **changes}
     )
 
