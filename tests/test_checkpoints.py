@@ -184,3 +184,9 @@ def test_released_weights_are_half_precision_known_by_hash_and_load(tmp_path):
     report = load_weights(released, path, sha256=weights["sha256"], size=weights["bytes"])
     assert report.cast == ("float16",)
     torch.testing.assert_close(released.weight, network.weight, rtol=1e-3, atol=1e-4)
+    for broken in (float("nan"), 1e5):  # no number, or none in half precision
+        torch.save(network.state_dict() | {"bias": torch.full((2,), broken)}, tmp_path / "best.pt")
+        with pytest.raises(Refusal) as caught:
+            release_weights(tmp_path / "best.pt", tmp_path / "bundle")
+        assert caught.value.code == "E-LOSS"
+        assert load_weights(released, path, sha256=digest).sha256 == digest
