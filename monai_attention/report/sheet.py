@@ -126,7 +126,7 @@ def _worth_listing(volumes: Mapping[str, ClassVolume]) -> tuple[list[Entry], str
     if len(entries) <= LEGEND_ENTRIES:
         return entries, ""
     largest = sorted(entries, key=lambda entry: -entry[1]["ml"])[:LEGEND_ENTRIES]
-    return largest, f"and {len(entries) - LEGEND_ENTRIES} smaller or absent classes, see volumes.csv"
+    return largest, f"and {len(entries) - LEGEND_ENTRIES} smaller or absent classes"
 
 
 def _shortened(font: ImageFont.FreeTypeFont, name: str) -> str:
