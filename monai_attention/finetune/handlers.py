@@ -32,12 +32,13 @@ def loss_of(engine: Engine) -> float:
 
 
 def whole_checkpoints(folder: str | Path) -> list[str]:
-    """The checkpoints of a training that were written to their end, the newest last.
+    """The checkpoints of a training that were written to their end, the furthest last.
 
     One that was being written when the training was killed, or the disk became full, lacks the end that every zip has.
     """
-    found = [path for path in Path(folder).glob("checkpoint_epoch=*.pt") if zipfile.is_zipfile(path)]
-    return [str(path) for path in sorted(found, key=lambda path: path.stat().st_mtime_ns)]
+    epochs = {path: path.stem.partition("=")[2] for path in Path(folder).glob("checkpoint_epoch=*.pt")}
+    found = [path for path, epoch in epochs.items() if epoch.isdigit() and zipfile.is_zipfile(path)]
+    return [str(path) for path in sorted(found, key=lambda path: int(epochs[path]))]
 
 
 class StopOnNonFinite:

@@ -7,7 +7,7 @@ import torch
 from ignite.engine import Engine
 
 from monai_attention import Refusal
-from monai_attention.finetune.handlers import EpochTable, KeepBest, Reseed, SamePlan, StopOnNonFinite
+from monai_attention.finetune.handlers import EpochTable, KeepBest, Reseed, SamePlan, StopOnNonFinite, whole_checkpoints
 from tests.refusals import refusal
 
 
@@ -77,6 +77,14 @@ def test_row_50_a_training_goes_on_only_by_the_plan_that_it_began_with(tmp_path)
     (runs / "train.json").unlink()  # begun by an earlier version
     begin(seed=2)
     assert (runs / "train.json").read_bytes() == config.read_bytes()
+
+
+def test_the_furthest_checkpoint_is_the_last_whenever_it_was_written(tmp_path):
+    for epoch in (10, 9, 2):  # copied in any order
+        torch.save({}, tmp_path / f"checkpoint_epoch={epoch}.pt")
+    (tmp_path / "checkpoint_epoch=11.pt").write_bytes(b"cut off")
+    (tmp_path / "checkpoint_epoch=12 (copy).pt").write_bytes((tmp_path / "checkpoint_epoch=2.pt").read_bytes())
+    assert [path.rpartition("=")[2] for path in whole_checkpoints(tmp_path)] == ["2.pt", "9.pt", "10.pt"]
 
 
 def test_the_best_is_kept_across_kills_and_what_is_no_number_never_is(tmp_path):
