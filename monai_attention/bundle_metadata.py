@@ -60,6 +60,13 @@ def gate(metadata: Config) -> Requirements:
     return Requirements(**found)
 
 
+def channels(metadata: Config, count: int) -> tuple[str, ...]:
+    """Names of so many channels of the image, in order; all empty where two are alike or one has none."""
+    defined = tensor(metadata, "inputs", "image").get("channel_def")
+    names = [str(defined.get(str(i), "")) for i in range(count)] if isinstance(defined, dict) else []
+    return tuple(names) if all(names) and len({name.casefold() for name in names}) == count else ("",) * count
+
+
 def classes(metadata: Config) -> dict[int, str]:
     """Label value -> name, from the description of the network's output."""
     defined = tensor(metadata, "outputs", "pred").get("channel_def", {})

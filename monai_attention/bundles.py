@@ -33,6 +33,7 @@ from monai_attention.bundle_config import (
     walk,
 )
 from monai_attention.bundle_metadata import (
+    channels,
     classes,
     expect_names,
     gate,
@@ -66,6 +67,7 @@ class BundleInfo:
         network: class of the network, as the configuration names it.
         classes: label value -> name; none of a bundle that registers.
         requirements: which volumes it accepts.
+        channels: names of those of the image, in order; empty where they are not known.
         spacing_mm: voxel spacing the network works at, if the preprocessing states one.
         weights_bytes: size of the weights file, None if there is none.
         weights_sha256: hash the metadata records for it.
@@ -81,6 +83,7 @@ class BundleInfo:
     network: str
     classes: Mapping[int, str]
     requirements: Requirements
+    channels: tuple[str, ...]
     spacing_mm: tuple[float, ...] | None
     weights_bytes: int | None
     weights_sha256: str | None
@@ -208,6 +211,7 @@ def info(bundle: str | Path) -> BundleInfo:
     metadata, inference = read_config(folder / _METADATA), read_config(folder / _INFERENCE)
     weights = folder / WEIGHTS
     network = inference.tree.get("network_def", {})
+    requirements = gate(metadata)
     return BundleInfo(
         name=folder.name,
         folder=folder,
@@ -217,7 +221,8 @@ def info(bundle: str | Path) -> BundleInfo:
         purpose=purpose(inference),
         network=str(network.get(TARGET, "")) if isinstance(network, dict) else "",
         classes=classes(metadata) if purpose(inference) == "segment" else {},
-        requirements=gate(metadata),
+        requirements=requirements,
+        channels=channels(metadata, requirements.channels),
         spacing_mm=_working_spacing(inference),
         weights_bytes=weights.stat().st_size if weights.is_file() else None,
         weights_sha256=recorded_weights(metadata, WEIGHTS)[0],

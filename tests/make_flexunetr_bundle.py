@@ -81,12 +81,13 @@ def make_bundle(
     inference: dict[str, Any] = INFERENCE,
     metadata: dict[str, Any] = METADATA,
     out_channels: int = NETWORK["out_channels"],
+    in_channels: int = NETWORK["in_channels"],
 ) -> Path:
     from monai_attention.networks.flex_unetr import FlexUNETR
 
     torch.manual_seed(0)
     settings_ = {key: value for key, value in NETWORK.items() if key != "_target_"}
-    settings_ |= {"roi_size": [16, 16, 16], "out_channels": out_channels}
+    settings_ |= {"roi_size": [16, 16, 16], "out_channels": out_channels, "in_channels": in_channels}
     (folder / "models").mkdir(parents=True)
     weights = folder / "models/model.pt"
     torch.save(FlexUNETR(**settings_).state_dict(), weights)

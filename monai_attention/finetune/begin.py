@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from monai_attention import DEFAULT_BUNDLE, __version__, bundles
 from monai_attention.errors import Refusal
 from monai_attention.finetune.folds import FOLDS, folds_of
 from monai_attention.finetune.handlers import whole_checkpoints
+from monai_attention.finetune.labelled import LabelledCase
 from monai_attention.finetune.labelled import listed as named
 from monai_attention.finetune.new_bundle import Wishes, expect_usable, make_bundle, preparation, write_data
 from monai_attention.finetune.preflight import Preflight
@@ -89,6 +90,10 @@ def begin(
     found = _without_tests(found)
     expect_usable(found)
     _expect_own_folds(found, fold, folds)
+    if _is_split(one.case for one in found.cases) and not _is_split(one.case for one in found.usable):
+        message = "every case that the dataset names for validation was refused"
+        remedy = "correct them (`monai-attention check --labels` says what is wrong), or leave the splits away"
+        raise Refusal("E-TOO-FEW", message, path=found.data.source, remedy=remedy)
     divided = folds_of([one.case for one in found.usable], folds or FOLDS)
     held_out = [one for one in trainings if one is not None]
     count = len(trainings) + (len(held_out) if compare else 0)
@@ -107,7 +112,7 @@ def begin(
         folder / STORY,
         {
             "source": None if source is None else str(source),
-            "source_sha256": bundles.info(origin).weights_sha256,
+            "source_sha256": bundles.identity(origin)[2],
             "source_saw": _seen_before(bundles.find(origin), contents),
             "trainings": trainings,
             "compare": compare,
@@ -186,15 +191,26 @@ def _seen_before(source: Path, contents: Mapping[str, str]) -> int:
     """Of the cases, how many the source was itself fine-tuned on, as far as its own story tells."""
     story = source / STORY
     told = json.loads(story.read_text(encoding="utf-8")) if story.is_file() else {}
-    return len(set(told.get("contents", {}).values()) & set(contents.values()))
+    learned = {one: content for one, content in told.get("contents", {}).items() if _learned(told, one)}
+    return len(set(learned.values()) & set(contents.values()))
+
+
+def _learned(story: Mapping[str, Any], case: str) -> bool:
+    """Whether the weights that a bundle was given learned from a case."""
+    last = story["trainings"][-1]
+    return last is None or story["folds"].get(case) != last
 
 
 def _expect_own_folds(found: Preflight, fold: int | None, folds: int | None) -> None:
     """Refuse to divide what the dataset has divided itself."""
-    if any(one.case.split == "validation" for one in found.cases) and (fold or folds):
+    if _is_split(one.case for one in found.cases) and (fold or folds):
         remedy = "leave --fold and --folds away, or the splits"
         message = "the dataset says itself which cases are for validation"
         raise Refusal("E-FOLD", message, path=found.data.source, remedy=remedy)
+
+
+def _is_split(cases: Iterable[LabelledCase]) -> bool:
+    return any(case.split == "validation" for case in cases)
 
 
 def _fingerprint(found: Preflight) -> dict[str, list[float]]:

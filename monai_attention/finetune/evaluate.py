@@ -16,7 +16,7 @@ from monai_attention.errors import Refusal
 from monai_attention.finetune.correspondence import corresponding
 from monai_attention.finetune.dataset import find_labelled
 from monai_attention.finetune.evaluation import Evaluation, ScoredCase
-from monai_attention.finetune.labelled import LabelledCase, LabelledData, listed
+from monai_attention.finetune.labelled import LabelledCase, LabelledData, listed, same_name
 from monai_attention.finetune.preflight import Preflight, preflight
 from monai_attention.finetune.together import CheckedCase
 from monai_attention.io.read import DEFAULTS
@@ -180,6 +180,11 @@ def expect_channels(data: LabelledData, info: bundles.BundleInfo) -> None:
         message = f"expected {info.requirements.channels} image channel(s), got {len(data.channels)}"
         remedy = "choose a bundle for these channels, or give a .csv with a column for each channel that it wants"
         raise Refusal("E-CHANNELS", f"{message}: {listed(data.channels)}", path=data.source, remedy=remedy)
+    ours, theirs = ([same_name(name) for name in names] for names in (data.channels, info.channels))
+    if ours != theirs and sorted(ours) == sorted(theirs):
+        message = f"the channels are in the order {listed(data.channels)}; expected {listed(info.channels)}"
+        remedy = "order the columns of the .csv, or the channels of dataset.json, like the bundle's"
+        raise Refusal("E-CHANNELS", message, path=data.source, remedy=remedy)
 
 
 def _prepared(

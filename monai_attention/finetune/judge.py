@@ -68,7 +68,7 @@ def judge(
 def _expect_unchanged(places: Iterable[Path | str], sha256: str | None) -> None:
     """Refuse another bundle than the training began with."""
     for place in places:
-        if bundles.info(place).weights_sha256 != sha256:
+        if bundles.identity(place)[2] != sha256:
             message, remedy = "its weights are not those that the training began with", "put these back, and --resume"
             raise Refusal("E-WEIGHTS-CHANGED", message, path=Path(place), remedy=remedy)
 

@@ -21,6 +21,7 @@ from monai_attention.cohort.device import device_of
 from monai_attention.errors import Refusal
 from monai_attention.finetune.adapt import Named, adapt
 from monai_attention.finetune.ends import Ends, find_ends, make_from, takes
+from monai_attention.finetune.labelled import same_name
 from monai_attention.finetune.lora import adaptable
 from monai_attention.finetune.new_metadata import metadata_of
 from monai_attention.finetune.plan import RATES, SHARE, Costs, Plan, as_long, measured, planned
@@ -107,7 +108,9 @@ def make_bundle(
     config = bundles.configurations(origin, {})[1]
     for name in ("models", "configs", "docs"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    network, trained, lines = _first_weights(config, loaded, names, channels, fresh=wishes.method == "scratch")
+    network, trained, lines = _first_weights(
+        config, loaded, names, found.data.channels, bundles.info(origin).channels, fresh=wishes.method == "scratch"
+    )
     if wishes.method == "lora" and not adaptable(network, train=trained):
         message = f"{type(network).__name__} has no layer below its head that low-rank adapters could be put beside"
         raise Refusal("E-METHOD", message, path=origin, remedy="train all of it, --method full, or --method head")
@@ -189,14 +192,20 @@ def for_fold(folder: Path, target: Path) -> Path:
 
 
 def _first_weights(
-    config: Config, loaded: LoadedBundle, names: tuple[str, ...], channels: int, *, fresh: bool
+    config: Config,
+    loaded: LoadedBundle,
+    names: tuple[str, ...],
+    channels: tuple[str, ...],
+    known: tuple[str, ...],
+    *,
+    fresh: bool,
 ) -> tuple[nn.Module, dict[str, float], list[str]]:
     """The network with them, what every method trains (see `recipe.train_config`), and what became of the source's."""
     make = make_from(config)
     torch.manual_seed(0)
-    network = make(channels, len(names))
+    network = make(len(channels), len(names))
     try:
-        ends = find_ends(make, channels, len(names))
+        ends = find_ends(make, len(channels), len(names))
     except Refusal as refused:
         if not fresh or refused.code != "E-WEIGHTS-MISMATCH":
             raise
@@ -207,14 +216,30 @@ def _first_weights(
         network,
         loaded.network.state_dict(),
         ends,
-        source=Named(tuple(loaded.classes.values()), ("",) * loaded.requirements.channels),
-        target=Named(names, ("",) * channels),
+        source=Named(tuple(loaded.classes.values()), known),
+        target=Named(names, _named_alike(channels, known)),
     )
     changed = {one.name for one in adaptation.changed}
     trained = {name: RATES["full"] for name in ends.inputs if name in changed} | dict.fromkeys(
         ends.heads, RATES["head"]
     )
-    return network, trained, adaptation.lines()
+    return network, trained, [*adaptation.lines(), *_in_order(channels, known)]
+
+
+def _named_alike(channels: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
+    """The channels that the source has by name; the others are taken in order, and have none."""
+    there = {same_name(name) for name in known if name}
+    return tuple(name if same_name(name) in there else "" for name in channels)
+
+
+def _in_order(channels: Sequence[str], known: Sequence[str]) -> list[str]:
+    """What is to be said of channels whose names the source does not have."""
+    there = {same_name(name) for name in known}
+    others = [name for name in channels if same_name(name) not in there]
+    if len(known) == 1 or not others:
+        return []
+    source = ", ".join(name or f"channel {i}" for i, name in enumerate(known))
+    return [f"not named like the source's channels ({source}), and taken in their order: {', '.join(others)}"]
 
 
 def write_data(

@@ -36,7 +36,7 @@ def metadata_of(
         "version": "0.1.0",
         "changelog": {"0.1.0": f"{begun} by monai_attention {__version__}"},
         "task": f"Segmentation of {', '.join(found.classes.values())}",
-        "description": f"{begun.capitalize()} on a cohort of {len(found.usable)} labelled cases.",
+        "description": f"{begun[0].upper()}{begun[1:]} on a cohort of {len(found.usable)} labelled cases.",
         "authors": "",
         "copyright": "",
         "data_source": f"{len(found.usable)} cases of the user's",

@@ -29,6 +29,7 @@ def release(checkpoint: str | Path, network: nn.Module, bundle: str | Path) -> s
         Refusal: the checkpoint is not there, or cannot be read.
     """
     network.load_state_dict(read_state_dict(checkpoint))
+    (Path(bundle) / "models").mkdir(parents=True, exist_ok=True)
     if has_lora(network):
         with replacing(Path(bundle) / "models/adapters.pt") as temporary:
             torch.save(lora_state(network), temporary)

@@ -147,8 +147,11 @@ def finetune(
     told = json.loads(story.read_text(encoding="utf-8"))
     if plan_only:
         return Finetuned(folder, told)
+    judged_later = resume and fold is not None and len(told["trainings"]) > 1
+    if not (found or judged_later):
+        find_labelled([data] if isinstance(data, str | Path) else data)  # refused now, not after hours
     _train(folder, told, fold if resume else None, device, progress)
-    if resume and fold is not None and len(told["trainings"]) > 1:
+    if judged_later:
         return Finetuned(folder, told)
     found = found or _look(data, options, pictures=False, progress=progress)
     expect_same(found, told)

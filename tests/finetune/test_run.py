@@ -16,12 +16,14 @@ from monai_attention.checkpoints import release_weights
 from monai_attention.cli import main
 from monai_attention.finetune import new_bundle
 from monai_attention.finetune.begin import STORY
+from monai_attention.finetune.dataset import find_labelled
+from monai_attention.finetune.evaluate import expect_channels
 from monai_attention.finetune.lora import load_lora, merge_lora
 from monai_attention.finetune.plan import may_have_side, measured
 from monai_attention.finetune.run import NEW, SCRATCH, finetune
 from monai_attention.networks.nnformer import NNFormer
 from tests.finetune.make_cohort import SOURCE, volume
-from tests.finetune.make_dataset import in_splits, put
+from tests.finetune.make_dataset import in_splits, nnunet, put
 from tests.make_bundle import threshold_bundle
 from tests.make_flexunetr_bundle import make_bundle
 from tests.refusals import refusal
@@ -102,10 +104,43 @@ def test_cases_for_testing_are_not_looked_at(source, tmp_path):
     assert not list((tmp_path / "new/data").glob("d.*"))
 
 
+def test_a_split_without_a_case_to_validate_by_is_not_replaced_by_another(source, tmp_path):
+    split = ("train", "train", "train", "train", "train", "validation")
+    table = in_splits(tmp_path / "data", split, group=("a", "b", "c", "d", "e", "a"))  # its person is trained on
+    refused = refusal(finetune, table, tmp_path / "new", source=source, epochs=1, device="cpu", plan_only=True)
+    assert refused.code == "E-TOO-FEW"
+    assert "for validation was refused" in refused.message
+
+
+def test_channels_find_their_weights_by_name_and_else_by_order(tmp_path):
+    inference = SOURCE | {"network_def": SOURCE["network_def"] | {"in_channels": 3}}
+    named = make_bundle(tmp_path / "named", inference, in_channels=3)
+    metadata = json.loads((named / "configs/metadata.json").read_text())
+    image = metadata["network_data_format"]["inputs"]["image"]
+    image |= {"num_channels": 3, "channel_def": {"0": "T1", "1": "T2", "2": "FLAIR"}}
+    (named / "configs/metadata.json").write_text(json.dumps(metadata))
+    names = tuple("abcde")
+    cases = {
+        order: nnunet(tmp_path / "".join(order), names, channels=order)
+        for order in (("T1", "T2", "FLAIR"), ("FLAIR", "t1", "T2"), ("FLAIR", "x", "y"))
+    }
+    weights = torch.load(named / "models/model.pt", weights_only=True)
+    first = next(name for name, tensor in weights.items() if tensor.ndim == 5 and tensor.shape[1] == 3)
+    for (order, data), taken in zip(cases.items(), ([0, 1, 2], [2, 0, 1], [2, 0, 1]), strict=True):
+        new = tmp_path / f"new_{''.join(order)}"
+        story = finetune(data, new, source=named, epochs=1, device="cpu", plan_only=True).story
+        initial = torch.load(new / "models/initial.pt", weights_only=True)
+        torch.testing.assert_close(initial[first], weights[first][:, taken].to(initial[first].dtype))
+        assert any("taken in their order: x, y" in line for line in story["weights"]) == ("x" in order)
+    data = find_labelled([cases[("FLAIR", "t1", "T2")]])
+    assert refusal(expect_channels, data, bundles.info(named)).code == "E-CHANNELS"
+    expect_channels(find_labelled([cases[("FLAIR", "x", "y")]]), bundles.info(named))  # who knows
+
+
 def test_a_source_that_knows_the_cases_is_told(data, tuned, tmp_path):
     found = finetune(data, tmp_path / "new", source=tuned.bundle, seconds=1, device="cpu")
-    assert found.story["source_saw"] == 5
-    assert "itself fine-tuned on 5 cases" in (found.bundle / "docs/README.md").read_text()
+    assert found.story["source_saw"] == 4  # one was held out of its training
+    assert "itself fine-tuned on 4 cases" in (found.bundle / "docs/README.md").read_text()
     assert "source as it was" in found.judged["contenders"]
 
 
@@ -291,6 +326,14 @@ def test_other_methods_train_what_they_say(data, source, tmp_path, method):
         merge_lora(plain)
         assert all(same(tensor, after[name]) for name, tensor in plain.state_dict().items())
     assert (not others) if method == "head" else (others and all(before[name].ndim > 1 for name in others))
+
+
+def test_adapters_of_a_fold_are_kept_beside_its_weights(data, source, tmp_path):
+    settled = {"source": source, "method": "lora", "seconds": 1, "folds": 2, "device": "cpu"}
+    finetune(data, tmp_path / "new", **settled, plan_only=True)
+    finetune(data, tmp_path / "new", resume=True, fold=0, device="cpu")
+    models = tmp_path / "new/runs/fold_0/new/models"
+    assert sorted(path.name for path in models.iterdir()) == ["adapters.pt", "model.pt"]
 
 
 def test_a_spoilt_loss_is_told_with_its_case(data, source, tmp_path):
