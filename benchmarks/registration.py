@@ -5,7 +5,8 @@
 FOLDER holds whole-head label maps with FreeSurfer's values (see bundles/brain_mri_tissue_flexunetr/docs/README.md for
 where to get them). Each person becomes an image: one brightness a label, the same for both people (same contrast) or
 drawn apart, a smooth bias and noise. `--peers` is a Python that has antspyx and itk-elastix. The pairs are of the last
-three people if nothing else is said: the packaged bundle has not seen them.
+three people if nothing else is said: the packaged bundle was not trained on them, but other renderings of them chose
+its weights.
 
 Dice is the mean over structures, of labels warped by nearest neighbour; SD of log J is that of log(J + 3) over the
 fixed grid; seconds are those of the registration and of warping the moving image, files aside; peak is that of the

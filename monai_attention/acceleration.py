@@ -26,7 +26,7 @@ def accelerate(network: nn.Module) -> nn.Module:
     gradients are the same to rounding. Made for MONAI's `SwinUNETR` (v1, v2) and `UNETR`, as bundles build them; in a
     bundle, one override does it:
 
-        --network '{"_target_": "monai_attention.accelerate", "network": "@network_def"}'
+        --network '{"_target_": "monai_attention.accelerate", "network": "$@network_def.to(@device)"}'
 
     Args:
         network: contains `SwinUNETR`'s stages or `UNETR`'s attention somewhere. Variants of these that we do not know

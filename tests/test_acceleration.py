@@ -77,7 +77,7 @@ def test_a_bundles_configuration_becomes_faster_by_one_override():
         "network": "$@network_def.to('cpu')",
     }
     parser = ConfigParser({**config, "imports": ["$import torch"]})
-    parser["network"] = {"_target_": "monai_attention.accelerate", "network": "@network_def"}
+    parser["network"] = {"_target_": "monai_attention.accelerate", "network": "$@network_def.to('cpu')"}
     fast = parser.get_parsed_content("network")
     fast.load_state_dict(parser.get_parsed_content("network_def").state_dict(), strict=True)
     assert any(isinstance(module, _Stage) for module in fast.modules())

@@ -34,8 +34,9 @@ print("accepts:", info.requirements)
 
 # %% [markdown]
 # ## 2. Is the input fit for it?
-# `check` judges a cohort in seconds, from the headers. The broken file below is the first half of the good one: many
-# readers would fill the rest with zeros and go on.
+# `check` judges a cohort in seconds, from the headers; with `headers_only=False` (`--full`) it reads the voxels, too.
+# The broken file below is the first half of the good one, which its header does not tell: many readers would fill the
+# rest with zeros and go on.
 
 # %%
 head = make_phantom(work / "in" / "head.nii.gz", spacing=2.0)

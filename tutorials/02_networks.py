@@ -92,7 +92,7 @@ for name, one in {"MONAI": original, "ours": plain, "ours, use_checkpoint": lean
 # ## 3. An existing network on our attention
 # `accelerate` copies a MONAI network with the same state dict and the same numbers. In a bundle it is one override:
 #
-#     --network '{"_target_": "monai_attention.accelerate", "network": "@network_def"}'
+#     --network '{"_target_": "monai_attention.accelerate", "network": "$@network_def.to(@device)"}'
 
 # %%
 fast = monai_attention.accelerate(original)

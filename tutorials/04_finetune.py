@@ -30,7 +30,9 @@ folder = Path(tempfile.mkdtemp())
 
 # %% [markdown]
 # ## A cohort
-# Heads at 3 mm; what is to be found is the fluid and the cerebellum, whatever the source bundle calls them.
+# Heads at 3 mm; what is to be found is the fluid and the cerebellum. Paired folders say no names, so that the bundle
+# calls them `class_1` and `class_2`; a `dataset.json` would name them, and what is named like a class of the source
+# keeps its weights.
 
 # %%
 FOUND = {"ventricles": (4, 43), "cerebellum": (7, 8, 46, 47)}
@@ -77,7 +79,8 @@ print(f"Dice of the held-out head: {result.score:.2f}")
 #
 # and after it, as a job with `--dependency=afterok:ID`, `monai-attention finetune data/ -o my_bundle --resume -q`.
 #
-# One training takes several GPUs by torchrun, on one computer or, with a shared file system, on several:
+# One training, planned without `--folds`, takes several GPUs by torchrun, on one computer or, with a shared file
+# system, on several:
 #
 #     #!/bin/bash
 #     #SBATCH --nodes=2 --ntasks-per-node=1 --gpus-per-node=4 --cpus-per-task=32
