@@ -10,7 +10,8 @@ cohort, two scans each, six where there are tumours; cohorts of `--cases` people
 others. These the source knows: its training drew other images from the same label maps.
 
 Every contender is trained and then evaluated in a process of its own, with the same number of steps, and has a folder
-in `--work`. What is finished there is not done again, and a killed training goes on: give the same command.
+in `--work`. What is finished there is not done again, and a killed training goes on: give the same command, and another
+folder when the program has changed.
 
 Dice is the mean over scans and classes, with `evaluate`'s 95 % interval of the mean, by person; minutes are those of
 the epochs, validation included and preparation left out, all counted as the quickest, for others may have been

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 
 import nibabel
@@ -217,8 +218,13 @@ def test_the_command_tells_the_plan_before_it_trains(data, source, tmp_path, cap
         "cpu",
         "-q",
     ]
-    assert main(arguments) == 0
+    assert main([*arguments, "--plan-only"]) == 0
+    assert re.search(r"max epochs +1\n", capsys.readouterr().out)
+    config = folder / "configs/train.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"max_epochs": 2}))
+    assert main([*arguments, "--resume"]) == 0
     told = capsys.readouterr().out
+    assert re.search(r"max epochs +2\n", told)  # as it was edited
     assert told.index("max epochs") < told.index("Dice of held-out cases")
     assert "minutes as measured" in told
     assert bundles.info(folder).trained
