@@ -88,12 +88,12 @@ def finetune(options: argparse.Namespace) -> int:
 
 def _go_on(options: argparse.Namespace, settled: dict[str, Any], story: Mapping[str, Any]) -> int:
     """Tell the plan, train, tell what came out."""
-    from monai_attention.bundle_config import read_config
+    from monai_attention.finetune.begin import plan_now
     from monai_attention.finetune.comparison import refusals, table
     from monai_attention.finetune.run import NEW
     from monai_attention.finetune.run import finetune as run
 
-    _print_story(story, read_config(Path(options.output) / "configs/train.json").tree)
+    _print_story(story, plan_now(Path(options.output), story))
     refused = bool(story["refused"])
     if options.plan_only:
         print(f"look at {Path(options.output) / 'configs/train.json'}; give --resume instead of --plan-only to train")
@@ -118,8 +118,8 @@ def _go_on(options: argparse.Namespace, settled: dict[str, Any], story: Mapping[
     return SOME_REFUSED if refused or found.judged["contenders"][NEW]["refused"] else OK
 
 
-def _print_story(story: Mapping[str, Any], recipe: Mapping[str, Any]) -> None:
-    """What was found, and what will be done as `train.json` has it now, before hours go into it."""
+def _print_story(story: Mapping[str, Any], plan: Mapping[str, Any]) -> None:
+    """What was found, and what will be done, before hours go into it."""
     from monai_attention.finetune.processes import count, crops_each
 
     refused = ", ".join(f"{case} ({code})" for case, code in story["refused"].items())
@@ -130,8 +130,6 @@ def _print_story(story: Mapping[str, Any], recipe: Mapping[str, Any]) -> None:
         )
     for line in story["weights"]:
         print(f"    {line}")
-    plan = dict(story["plan"])
-    plan |= {name: recipe[name] for name, value in plan.items() if name in recipe and not isinstance(value, dict)}
     for name, value in plan.items():
         print(f"    {name.replace('_', ' '):16} {_spelled(value)}")
     held_out = [fold for fold in story["trainings"] if fold is not None]

@@ -13,6 +13,7 @@ import monai
 import torch
 
 from monai_attention import DEFAULT_BUNDLE, __version__, bundles
+from monai_attention.bundle_config import read_config
 from monai_attention.errors import Refusal
 from monai_attention.finetune.folds import FOLDS, folds_of
 from monai_attention.finetune.handlers import whole_checkpoints
@@ -132,6 +133,13 @@ def begin(
             "contents": contents,
         },
     )
+
+
+def plan_now(folder: Path, story: Mapping[str, Any]) -> dict[str, Any]:
+    """The plan of a story, with what was edited since in `configs/train.json`."""
+    recipe = read_config(folder / "configs/train.json").tree
+    plan = dict(story["plan"])
+    return plan | {name: recipe[name] for name in plan if name in recipe and name != "network"}
 
 
 def prepare_again(
