@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -63,8 +64,9 @@ def gate(metadata: Config) -> Requirements:
 def channels(metadata: Config, count: int) -> tuple[str, ...]:
     """Names of so many channels of the image, in order; all empty where two are alike or one has none."""
     defined = tensor(metadata, "inputs", "image").get("channel_def")
-    names = [str(defined.get(str(i), "")) for i in range(count)] if isinstance(defined, dict) else []
-    return tuple(names) if all(names) and len({name.casefold() for name in names}) == count else ("",) * count
+    names = [str(defined.get(str(i)) or "") for i in range(count)] if isinstance(defined, dict) else []
+    spelled = {re.sub(r"[\s_-]+", " ", name.strip()).casefold() for name in names}  # as `labelled.same_name`
+    return tuple(names) if all(names) and len(spelled) == count else ("",) * count
 
 
 def classes(metadata: Config) -> dict[int, str]:

@@ -141,7 +141,9 @@ def release_weights(path: str | Path, bundle: str | Path) -> str:
     state = {k: t.half() if t.is_floating_point() else t for k, t in read_state_dict(path).items()}
     if broken := sorted(name for name, tensor in state.items() if not tensor.isfinite().all()):
         message = f"{broken[0]} holds NaN, infinity or numbers above 65504"
-        raise Refusal("E-LOSS", message, path=Path(path), remedy="train again, at a lower learning_rate")
+        raise Refusal(
+            "E-LOSS", message, path=Path(path), remedy="begin anew in another folder, at a lower learning_rate"
+        )
     (folder / "models").mkdir(exist_ok=True)
     with replacing(folder / "models/model.pt") as temporary:
         torch.save(state, temporary)

@@ -139,7 +139,8 @@ def plan_now(folder: Path, story: Mapping[str, Any]) -> dict[str, Any]:
     """The plan of a story, with what was edited since in `configs/train.json`."""
     recipe = read_config(folder / "configs/train.json").tree
     plan = dict(story["plan"])
-    return plan | {name: recipe[name] for name in plan if name in recipe and name != "network"}
+    written = {name: recipe[name] for name in plan if name in recipe and name != "network"}
+    return plan | {name: value for name, value in written.items() if not isinstance(value, str)}  # no expressions
 
 
 def prepare_again(

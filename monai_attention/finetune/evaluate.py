@@ -183,7 +183,7 @@ def expect_channels(data: LabelledData, info: bundles.BundleInfo) -> None:
     ours, theirs = ([same_name(name) for name in names] for names in (data.channels, info.channels))
     if ours != theirs and sorted(ours) == sorted(theirs):
         message = f"the channels are in the order {listed(data.channels)}; expected {listed(info.channels)}"
-        remedy = "order the columns of the .csv, or the channels of dataset.json, like the bundle's"
+        remedy = "give a .csv whose columns image_... are in the bundle's order"
         raise Refusal("E-CHANNELS", message, path=data.source, remedy=remedy)
 
 

@@ -228,18 +228,20 @@ def _first_weights(
 
 def _named_alike(channels: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
     """The channels that the source has by name; the others are taken in order, and have none."""
-    there = {same_name(name) for name in known if name}
-    return tuple(name if same_name(name) in there else "" for name in channels)
+    there, ours = {same_name(name) for name in known if name}, [same_name(name) for name in channels]
+    found = zip(channels, ours, strict=True)
+    return tuple(name if same in there and ours.count(same) == 1 else "" for name, same in found)
 
 
 def _in_order(channels: Sequence[str], known: Sequence[str]) -> list[str]:
     """What is to be said of channels whose names the source does not have."""
-    there = {same_name(name) for name in known}
-    others = [name for name in channels if same_name(name) not in there]
+    named = _named_alike(channels, known)
+    others = [name for name, alike in zip(channels, named, strict=True) if not alike]
     if len(known) == 1 or not others:
         return []
     source = ", ".join(name or f"channel {i}" for i, name in enumerate(known))
-    return [f"not named like the source's channels ({source}), and taken in their order: {', '.join(others)}"]
+    how = "taken in their order" if len(channels) == len(known) else "sharing what is left of them"
+    return [f"not named like the source's channels ({source}), and {how}: {', '.join(others)}"]
 
 
 def write_data(

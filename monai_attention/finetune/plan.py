@@ -16,7 +16,7 @@ The rules:
   below 1 in `train.json` they fall from layer to layer towards the input; at 0.75 fewer structures were learned in as
   many steps (`benchmarks/README.md`). A cosine after a warm-up of one epoch at most.
 - **What is kept** is an average of the weights over the last tenth of the steps, but 100 at most, whatever the held-out
-  cases say of it: an epoch chosen by one or two cases was worse on new people by up to 0.08 of Dice
+  cases say of it: an epoch chosen by one or two cases was better by 0.02 and worse by 0.08 on new people
   (`benchmarks/README.md`), and scores of cases that a choice was made by flatter. Their curve is in `epochs.csv`.
 - **Loss**: Dice and cross-entropy; from scratch the logarithm of Dice, by which small structures are found sooner.
 - **Mirroring** left and right only where the names say that no class has a side, and the preprocessing orients images.

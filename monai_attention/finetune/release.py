@@ -26,15 +26,16 @@ def release(checkpoint: str | Path, network: nn.Module, bundle: str | Path) -> s
         The hash of the file, hexadecimal.
 
     Raises:
-        Refusal: the checkpoint is not there, or cannot be read.
+        Refusal: the checkpoint is not there, or cannot be read; E-LOSS, its weights are no numbers.
     """
     network.load_state_dict(read_state_dict(checkpoint))
-    (Path(bundle) / "models").mkdir(parents=True, exist_ok=True)
-    if has_lora(network):
-        with replacing(Path(bundle) / "models/adapters.pt") as temporary:
-            torch.save(lora_state(network), temporary)
+    adapters = lora_state(network) if has_lora(network) else None
     merge_lora(network)
     merged = Path(checkpoint).with_name("merged.pt")
     with replacing(merged) as temporary:
         torch.save({name: tensor.cpu() for name, tensor in network.state_dict().items()}, temporary)
-    return release_weights(merged, bundle)
+    digest = release_weights(merged, bundle)
+    if adapters is not None:
+        with replacing(Path(bundle) / "models/adapters.pt") as temporary:
+            torch.save(adapters, temporary)
+    return digest

@@ -329,9 +329,10 @@ def _doubts(found: Registered) -> list[Note]:
             Note("flag", "F-MIRRORED", "the moving scan fits better when it is mirrored: check left and right")
         )
     for stage in found.dropped:
+        compared = ("affine",) if stage == "network" else ("affine", found.kept)
         if math.isnan(found.figures[stage]):
             wrong = "holds NaN or infinity"
-        elif all(found.figures[stage] <= found.figures[before] for before in ("affine", found.kept)):
+        elif all(found.figures[stage] <= found.figures[before] for before in compared):
             wrong = "parts structures that are recognised in both"
         else:
             wrong = "did not bring the images together"
