@@ -25,6 +25,7 @@ MARGIN_MM = 8.0
 """Of air around the head."""
 HELD_OUT = 3
 """People, the last by number, that the source bundle has not seen: those of the test cohort."""
+
 ALIKE = FOLDED | {30: 514, 62: 514, 72: 14, 85: 530}
 """Labels that look like another: vessels like the large veins, the fifth ventricle like the third, the chiasm."""
 SKIN, FAT, BONE, MARROW, MUCOSA, MUSCLE = 511, 507, 515, 516, 509, 508

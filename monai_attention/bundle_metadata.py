@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -61,12 +60,11 @@ def gate(metadata: Config) -> Requirements:
     return Requirements(**found)
 
 
-def channels(metadata: Config, count: int) -> tuple[str, ...]:
-    """Names of so many channels of the image, in order; all empty where two are alike or one has none."""
+def channels(metadata: Config) -> tuple[str, ...]:
+    """Names of the image's channels, in order; empty where they have none."""
     defined = tensor(metadata, "inputs", "image").get("channel_def")
-    names = [str(defined.get(str(i)) or "") for i in range(count)] if isinstance(defined, dict) else []
-    spelled = {re.sub(r"[\s_-]+", " ", name.strip()).casefold() for name in names}  # as `labelled.same_name`
-    return tuple(names) if all(names) and len(spelled) == count else ("",) * count
+    names = defined if isinstance(defined, dict) else {}
+    return tuple(str(names.get(str(i)) or "") for i in range(gate(metadata).channels))
 
 
 def classes(metadata: Config) -> dict[int, str]:

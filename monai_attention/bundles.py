@@ -5,8 +5,7 @@ A bundle is a folder (or a zip of one) after MONAI's specification: `LICENSE`, `
 `inference.json`, the model around its network; the others segment. Four keys of the metadata are ours: `gate` says
 which volumes the bundle accepts (the fields of `monai_attention.io.volume.Requirements`), `plausible_ml` which volumes
 of a class are believed without a look, `within_mm` how far a class is believed to reach from its middle, `weights` the
-size and hash of each weights file. `configs/logging.conf`, `scripts/` and whatever else a bundle may carry is never
-read.
+size and hash of each weights file. Whatever else a bundle may carry, such as `scripts/`, is never read.
 """
 
 from __future__ import annotations
@@ -211,7 +210,6 @@ def info(bundle: str | Path) -> BundleInfo:
     metadata, inference = read_config(folder / _METADATA), read_config(folder / _INFERENCE)
     weights = folder / WEIGHTS
     network = inference.tree.get("network_def", {})
-    requirements = gate(metadata)
     return BundleInfo(
         name=folder.name,
         folder=folder,
@@ -221,8 +219,8 @@ def info(bundle: str | Path) -> BundleInfo:
         purpose=purpose(inference),
         network=str(network.get(TARGET, "")) if isinstance(network, dict) else "",
         classes=classes(metadata) if purpose(inference) == "segment" else {},
-        requirements=requirements,
-        channels=channels(metadata, requirements.channels),
+        requirements=gate(metadata),
+        channels=channels(metadata),
         spacing_mm=_working_spacing(inference),
         weights_bytes=weights.stat().st_size if weights.is_file() else None,
         weights_sha256=recorded_weights(metadata, WEIGHTS)[0],

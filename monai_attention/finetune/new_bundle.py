@@ -216,7 +216,7 @@ def _first_weights(
         network,
         loaded.network.state_dict(),
         ends,
-        source=Named(tuple(loaded.classes.values()), known),
+        source=Named(tuple(loaded.classes.values()), _told_apart(known)),
         target=Named(names, _named_alike(channels, known)),
     )
     changed = {one.name for one in adaptation.changed}
@@ -228,9 +228,14 @@ def _first_weights(
 
 def _named_alike(channels: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
     """The channels that the source has by name; the others are taken in order, and have none."""
-    there, ours = {same_name(name) for name in known if name}, [same_name(name) for name in channels]
-    found = zip(channels, ours, strict=True)
-    return tuple(name if same in there and ours.count(same) == 1 else "" for name, same in found)
+    there = {same_name(name) for name in _told_apart(known)}
+    return tuple(name if same_name(name) in there else "" for name in _told_apart(channels))
+
+
+def _told_apart(names: Sequence[str]) -> tuple[str, ...]:
+    """Names, empty where another is the same."""
+    same = [same_name(name) for name in names]
+    return tuple(name if same.count(one) == 1 else "" for name, one in zip(names, same, strict=True))
 
 
 def _in_order(channels: Sequence[str], known: Sequence[str]) -> list[str]:

@@ -123,16 +123,16 @@ def test_channels_find_their_weights_by_name_and_else_by_order(tmp_path):
     names = tuple("abcde")
     cases = {
         order: nnunet(tmp_path / "".join(order), names, channels=order)
-        for order in (("T1", "T2", "FLAIR"), ("FLAIR", "t1", "T2"), ("FLAIR", "x", "y"))
+        for order in (("T1", "T2", "FLAIR"), ("FLAIR", "t1", "T2"), ("FLAIR", "x", "y"), ("T2", "x", "X"))
     }
     weights = torch.load(named / "models/model.pt", weights_only=True)
     first = next(name for name, tensor in weights.items() if tensor.ndim == 5 and tensor.shape[1] == 3)
-    for (order, data), taken in zip(cases.items(), ([0, 1, 2], [2, 0, 1], [2, 0, 1]), strict=True):
+    for (order, data), taken in zip(cases.items(), ([0, 1, 2], [2, 0, 1], [2, 0, 1], [1, 0, 2]), strict=True):
         new = tmp_path / f"new_{''.join(order)}"
         story = finetune(data, new, source=named, epochs=1, device="cpu", plan_only=True).story
         initial = torch.load(new / "models/initial.pt", weights_only=True)
         torch.testing.assert_close(initial[first], weights[first][:, taken].to(initial[first].dtype))
-        assert any("taken in their order: x, y" in line for line in story["weights"]) == ("x" in order)
+        assert any("taken in their order: x" in line for line in story["weights"]) == ("x" in order)
     data = find_labelled([cases[("FLAIR", "t1", "T2")]])
     assert refusal(expect_channels, data, bundles.info(named)).code == "E-CHANNELS"
     expect_channels(find_labelled([cases[("FLAIR", "x", "y")]]), bundles.info(named))  # who knows
